@@ -1,0 +1,212 @@
+// The laws every operator must keep, checked from one list of cases (design: quality).
+//
+// A test file makes a list of OpCase and calls register_laws (and register_sequence_laws for operators over packed sequences);
+// each case × law becomes a test of its own. Inputs are made in f64 on the CPU; other dtypes are rounded from them.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "autograd/gradcheck.h"
+#include "tests/support/random_tensors.h"
+
+namespace braid::testing {
+
+template <class Op>
+struct OpCase {
+  std::string name;  // letters, digits and _ only
+  std::function<typename Op::Inputs(Context&, Random&)> inputs;
+  typename Op::Attrs attrs = {};
+  bool gradcheck = true;           // off for long cases: each element costs two forward passes
+  double f32_tolerance = 1e-5;     // on outputs and gradients, against f64
+  double bf16_tolerance = 1e-2;
+};
+
+/// What an operator's inputs are, by name.
+struct InputKinds {
+  std::vector<std::string_view> accumulator = {};  // f32 even in a bf16 computation
+  std::vector<std::string_view> token = {};        // first dimension is N (unless the rank is 1: then shared by all tokens)
+  std::vector<std::string_view> state = {};        // first dimension is S
+};
+
+inline bool listed(const std::vector<std::string_view>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+/// Outputs and input gradients of one forward and backward.
+template <class Op>
+struct OpRun {
+  typename Op::Outputs out;
+  typename Op::Inputs d_in;
+};
+
+/// Output gradients: random, the same for the same shapes.
+template <class Op>
+typename Op::Outputs output_gradients(Context& ctx, const typename Op::Outputs& out) {
+  Random random(99);
+  typename Op::Outputs d_out;
+  const auto from = tensors_of(out);
+  const auto to = tensors_of(d_out);
+  for (size_t i = 0; i < from.size(); ++i)
+    if (from[i]->defined() && is_floating(from[i]->dtype())) *to[i] = uniform(ctx, random, from[i]->shape());
+  return d_out;
+}
+
+template <class Op>
+OpRun<Op> run_op(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs) {
+  Tape tape;
+  WithTape recording(ctx, &tape);
+  OpRun<Op> run;
+  typename Op::Inputs leaves = in;
+  for (Tensor* tensor : tensors_of(leaves))
+    if (tensor->defined() && is_floating(tensor->dtype())) *tensor = tape.leaf(*tensor);
+  run.out = apply<Op>(ctx, leaves, attrs);
+  Context host;
+  const typename Op::Outputs d_out = output_gradients<Op>(host, run.out);
+  std::vector<Tensor> roots, seeds;
+  const auto outs = tensors_of(run.out);
+  const auto d_outs = tensors_of(d_out);
+  for (size_t i = 0; i < outs.size(); ++i) {
+    if (!outs[i]->grad_ref().tracked()) continue;
+    roots.push_back(*outs[i]);
+    seeds.push_back(copied(ctx, converted(host, *d_outs[i], outs[i]->dtype())));
+  }
+  tape.backward(ctx, roots, seeds);
+  const auto d_ins = tensors_of(run.d_in), tracked = tensors_of(leaves);
+  for (size_t i = 0; i < d_ins.size(); ++i)
+    if (tracked[i]->grad_ref().tracked()) *d_ins[i] = tape.grad(*tracked[i]);
+  return run;
+}
+
+/// The inputs in another dtype (bf16 leaves `kinds.accumulator` members in f32); integer inputs stay.
+template <class Op>
+typename Op::Inputs in_dtype(Context& ctx, typename Op::Inputs in, DType dtype, const InputKinds& kinds) {
+  const auto members = tensors_of(in);
+  for (size_t i = 0; i < members.size(); ++i) {
+    if (!members[i]->defined() || !is_floating(members[i]->dtype())) continue;
+    const bool wide = dtype == DType::bf16 && listed(kinds.accumulator, Op::Inputs::names[i]);
+    *members[i] = converted(ctx, *members[i], wide ? DType::f32 : dtype);
+  }
+  return in;
+}
+
+template <class Record>
+void expect_close(Context& ctx, const Record& actual, const Record& expected, double tolerance, const std::string& what) {
+  const auto a = tensors_of(actual), b = tensors_of(expected);
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_EQ(a[i]->defined(), b[i]->defined()) << what << Record::names[i];
+    if (!a[i]->defined()) continue;
+    EXPECT_LE(relative_error(ctx, *a[i], *b[i]), tolerance) << what << Record::names[i];
+  }
+}
+
+template <class Record>
+void expect_same_bits(Context& ctx, const Record& actual, const Record& expected, const std::string& what) {
+  const auto a = tensors_of(actual), b = tensors_of(expected);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same_bits(ctx, *a[i], *b[i])) << what << Record::names[i];
+}
+
+template <class Op>
+void expect_same_runs(Context& ctx, const OpRun<Op>& a, const OpRun<Op>& b) {
+  expect_same_bits(ctx, a.out, b.out, "");
+  expect_same_bits(ctx, a.d_in, b.d_in, "d_");
+}
+
+template <class Op>
+typename Op::Inputs case_inputs(Context& ctx, const OpCase<Op>& op_case) {
+  Random random(7);
+  return op_case.inputs(ctx, random);
+}
+
+/// f32 (and bf16-rounded bf16) against the f64 oracle on the same values.
+template <class Op>
+void law_precision(const OpCase<Op>& op_case, const InputKinds& kinds, DType dtype, double tolerance) {
+  Context ctx(2);
+  const typename Op::Inputs rounded = in_dtype<Op>(ctx, case_inputs(ctx, op_case), dtype, kinds);
+  const OpRun<Op> oracle = run_op<Op>(ctx, in_dtype<Op>(ctx, rounded, DType::f64, kinds), op_case.attrs);
+  const OpRun<Op> run = run_op<Op>(ctx, rounded, op_case.attrs);
+  expect_close(ctx, run.out, oracle.out, tolerance, "");
+  expect_close(ctx, run.d_in, oracle.d_in, tolerance, "d_");
+}
+
+template <class Op>
+void law_gradcheck(const OpCase<Op>& op_case) {
+  Context ctx(2);
+  const GradcheckResult result = gradcheck<Op>(ctx, case_inputs(ctx, op_case), op_case.attrs);
+  EXPECT_TRUE(result.passed) << result.message;
+}
+
+/// Poisoned allocations: everything is written, nothing outside is, and the bits do not depend on what memory held before.
+template <class Op>
+void law_poison(const OpCase<Op>& op_case) {
+  const int64_t damaged_before = num_damaged_storages();
+  {
+    Context plain(2), guarded(2);
+    guarded.guarded_allocations = true;
+    const OpRun<Op> expected = run_op<Op>(plain, case_inputs(plain, op_case), op_case.attrs);
+    const OpRun<Op> actual = run_op<Op>(guarded, case_inputs(guarded, op_case), op_case.attrs);
+    expect_same_runs(plain, actual, expected);
+    for (const Tensor* tensor : tensors_of(actual.out)) EXPECT_TRUE(!tensor->defined() || all_finite(plain, *tensor));
+    for (const Tensor* tensor : tensors_of(actual.d_in)) EXPECT_TRUE(!tensor->defined() || all_finite(plain, *tensor));
+  }
+  EXPECT_EQ(num_damaged_storages(), damaged_before) << "bytes outside an allocation were written";
+}
+
+template <class Op>
+void law_determinism(const OpCase<Op>& op_case, const InputKinds& kinds) {
+  Context one(1), two(2), five(5);
+  const typename Op::Inputs in = in_dtype<Op>(one, case_inputs(one, op_case), DType::f32, kinds);
+  const OpRun<Op> first = run_op<Op>(one, in, op_case.attrs);
+  expect_same_runs(one, run_op<Op>(two, in, op_case.attrs), first);
+  expect_same_runs(one, run_op<Op>(five, in, op_case.attrs), first);
+}
+
+/// Every floating input in turn made integer, or given another rank: an Error that names operator and argument.
+template <class Op>
+void law_refusal(const OpCase<Op>& op_case) {
+  Context ctx(1);
+  const size_t num_inputs = kNumTensors<typename Op::Inputs>;
+  for (size_t i = 0; i < num_inputs; ++i) {
+    typename Op::Inputs in = case_inputs(ctx, op_case);
+    Tensor& input = *tensors_of(in)[i];
+    if (!input.defined() || !is_floating(input.dtype())) continue;
+    input = converted(ctx, input, DType::i64);
+    try {
+      apply<Op>(ctx, in, op_case.attrs);
+      ADD_FAILURE() << "an integer " << Op::Inputs::names[i] << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(Op::name), std::string::npos) << error.what();
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
+    }
+  }
+}
+
+class LawTest : public ::testing::Test {
+ public:
+  explicit LawTest(std::function<void()> body) : body_(std::move(body)) {}
+  void TestBody() override { body_(); }
+
+ private:
+  std::function<void()> body_;
+};
+
+inline void register_law(const std::string& suite, const std::string& name, std::function<void()> body) {
+  ::testing::RegisterTest(suite.c_str(), name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
+                          [body = std::move(body)]() -> ::testing::Test* { return new LawTest(body); });
+}
+
+/// Registers every law for every case. Call it from a namespace-scope initialiser: const bool kLaws = register_laws<Op>(…).
+template <class Op>
+bool register_laws(const std::string& suite, const std::vector<OpCase<Op>>& cases, const InputKinds& kinds = {}) {
+  for (const OpCase<Op>& c : cases) {
+    if (c.gradcheck) register_law(suite, c.name + "_gradcheck", [c] { law_gradcheck(c); });
+    register_law(suite, c.name + "_f32", [c, kinds] { law_precision(c, kinds, DType::f32, c.f32_tolerance); });
+    register_law(suite, c.name + "_bf16", [c, kinds] { law_precision(c, kinds, DType::bf16, c.bf16_tolerance); });
+    register_law(suite, c.name + "_poison", [c] { law_poison(c); });
+    register_law(suite, c.name + "_determinism", [c, kinds] { law_determinism(c, kinds); });
+    register_law(suite, c.name + "_refusal", [c] { law_refusal(c); });
+  }
+  return true;
+}
+
+}  // namespace braid::testing
