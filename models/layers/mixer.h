@@ -1,0 +1,40 @@
+// What every token mixer offers to a block.
+#pragma once
+#include <memory>
+
+#include "models/config.h"
+#include "models/module.h"
+#include "models/state.h"
+
+namespace braid {
+
+/// The tokens of one call: the layout and, when decoding, what went before.
+struct MixerInput {
+  Tensor x;  // [N, hidden_size], normalised
+  const Sequences& seqs;
+  LayerState* state = nullptr;                      // read and updated; null: every sequence starts anew
+  const std::vector<int64_t>* positions = nullptr;  // with a state: position of each sequence's first token here
+};
+
+/// Per token and layer, in elements and floating-point operations of the forward pass.
+struct MixerCost {
+  int64_t state_elements = 0;  // recurrent state and convolution tails of a sequence
+  int64_t kv_elements = 0;     // keys and values of a token
+  double recurrence_flops = 0;
+  double attention_flops_per_span = 0;  // for each token that a query sees
+  int64_t window = 0;
+};
+
+class Mixer : public Module {
+ public:
+  virtual ~Mixer() = default;
+  /// [N, hidden_size].
+  virtual Tensor forward(Context& ctx, const MixerInput& in) const = 0;
+  virtual MixerCost cost() const = 0;
+};
+
+/// The mixer of layer `layer_idx`, its parameters named from `name` ("model.layers.3.attn"). `lower_bounds` is the model's, for
+/// families that have it. A new mixer is one file and one line here.
+std::unique_ptr<Mixer> make_mixer(const ModelConfig& config, int64_t layer_idx, const std::string& name, const Parameter& lower_bounds);
+
+}  // namespace braid
