@@ -2,6 +2,7 @@
 #pragma once
 #include "autograd/operator.h"
 #include "autograd/tape.h"
+#include "core/profile.h"
 
 namespace braid {
 namespace detail {
@@ -56,6 +57,7 @@ class OpNode final : public Node {
       any |= d_outs[i]->defined();
     }
     if (!any) return;
+    ScopedTime timed(ctx.profile ? &ctx.profile->entry(Op::name).backward_ms : nullptr);
     if (is_promoted) d_out = promoted(ctx, d_out, true);
     Inputs d_in;
     const auto d_ins = tensors_of(d_in);
@@ -109,6 +111,8 @@ typename Op::Outputs apply(Context& ctx, typename Op::Inputs in, const typename 
   }
   typename Op::Outputs out = Op::allocate(ctx, in, attrs);
   node->is_promoted = ctx.on_cpu() && detail::holds_bf16(in);
+  if (ctx.profile) ++ctx.profile->entry(Op::name).num_calls;
+  ScopedTime timed(ctx.profile ? &ctx.profile->entry(Op::name).forward_ms : nullptr);
   if (!ctx.on_cpu()) {
     if constexpr (kWithCuda) node->saved = Op::forward_cuda(ctx, in, attrs, out);
   } else {

@@ -10,6 +10,7 @@
 namespace braid {
 
 class Tape;
+struct Profile;
 
 /// Device, stream, threads, random state and the tape that records (null: nothing does). One per thread of control.
 class Context {
@@ -31,6 +32,7 @@ class Context {
   void synchronize() { backend_of(device()).synchronize(stream_); }
 
   Tape* tape = nullptr;             // records when set; not owned
+  Profile* profile = nullptr;       // times operators when set; not owned
   Random random;                    // for what draws numbers on the fly
   bool guarded_allocations = false; // tests: poison every allocation and watch its edges
 
