@@ -1,0 +1,80 @@
+// AdamW with global-norm clipping.
+//
+//   g = scale · gradient
+//   m = β1 m + (1 − β1) g,          v = β2 v + (1 − β2) g²
+//   value = value (1 − lr · decay) − lr · (m / (1 − β1^t)) / (sqrt(v / (1 − β2^t)) + eps)
+//
+// Decay touches only parameters that decay (Parameter::decays). Everything is done in the parameter's own dtype (float32 masters, or
+// float64 in the oracle); t and both bias corrections are double.
+//
+// Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+#pragma once
+#include <vector>
+
+#include "models/module.h"
+
+namespace braid {
+
+struct AdamWOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+};
+
+/// One parameter and what the optimizer keeps for it.
+struct OptimizerSlot {
+  Parameter* parameter = nullptr;
+  Tensor m, v;  // like parameter->value
+};
+
+/// What every kernel of one AdamW step is given.
+struct AdamWStep {
+  double learning_rate;
+  double beta1, beta2, eps, weight_decay;
+  double gradient_scale;
+  double correction1, correction2;  // 1 − β^t
+};
+
+/// All parameters are one list of equal pieces, so a step is one pass over everything, on any number of threads with the same bits,
+/// and on a GPU one launch over the same list.
+class AdamW {
+ public:
+  /// A piece of a parameter: elements [begin, end) of slot `slot`.
+  struct Piece {
+    int64_t slot, begin, end;
+  };
+  static constexpr int64_t kPieceSize = 1 << 14;
+
+  /// Makes zeroed moments on the context's device. Every parameter must have a value. Throws Error on options out of range.
+  AdamW(Context& ctx, const std::vector<Parameter*>& parameters, const AdamWOptions& options);
+
+  /// Euclidean norm of all gradients together, summed in double in a fixed order. NaN or infinity when a gradient holds one.
+  double gradient_norm(Context& ctx) const;
+  /// One update from every parameter's `grad`, each multiplied by `gradient_scale` first (clipping). bf16 copies are refreshed.
+  void step(Context& ctx, double learning_rate, double gradient_scale = 1);
+
+  const AdamWOptions& options() const { return options_; }
+  /// Parameters and moments, in the order of parameters.
+  const std::vector<OptimizerSlot>& slots() const { return slots_; }
+  const std::vector<Piece>& pieces() const { return pieces_; }
+  /// Updates made so far: t of the bias corrections.
+  int64_t num_updates() const { return num_updates_; }
+  void set_num_updates(int64_t count) { num_updates_ = count; }
+
+ private:
+  void step_cpu(Context& ctx, const AdamWStep& step) const;
+  void step_cuda(Context& ctx, const AdamWStep& step) const;  // cuda/kernels/adamw
+  double squared_norm_cpu(Context& ctx) const;
+  double squared_norm_cuda(Context& ctx) const;  // cuda/kernels/adamw
+
+  AdamWOptions options_;
+  std::vector<OptimizerSlot> slots_;
+  std::vector<Piece> pieces_;
+  int64_t num_updates_ = 0;
+};
+
+/// What gradients of norm `norm` are multiplied by so that their norm is at most `max_norm` (0: no clipping).
+double clip_scale(double norm, double max_norm);
+
+}  // namespace braid

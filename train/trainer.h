@@ -1,0 +1,75 @@
+// One training step, and everything that must survive between two of them.
+#pragma once
+#include <optional>
+#include <string>
+
+#include "core/communicator.h"
+#include "io/checkpoint.h"
+#include "train/batch.h"
+#include "train/metrics.h"
+#include "train/optimizer.h"
+#include "train/schedule.h"
+
+namespace braid {
+
+struct TrainOptions {
+  Schedule schedule;  // schedule.steps is the length of the run
+  AdamWOptions adamw;
+  double max_grad_norm = 1;          // 0: no clipping
+  DType compute_dtype = DType::f32;  // bf16: matrices are multiplied in bf16, masters stay f32
+  double spike_margin = 3;           // a loss this many nats above its running mean is a spike; 0: only NaN and infinity are caught
+  int64_t max_skipped_in_row = 10;   // so many skipped steps in a row end the run with an Error
+  double flops_per_token = 0;        // of the model, forward and backward; for MFU
+  double peak_flops = 0;             // of the device, per second; for MFU
+};
+
+/// Throws Error that names the first option out of range.
+void check_train_options(const TrainOptions& options);
+
+class Trainer {
+ public:
+  /// The model's parameters must have values; `model`, `source` and `communicator` (null: one rank) must outlive this.
+  Trainer(Context& ctx, const Module& model, ScoreFunction score, BatchSource& source, const TrainOptions& options,
+          Communicator* communicator = nullptr);
+
+  /// The training step. A step whose loss or gradient is not finite, or whose loss is a spike, changes no parameter and is counted; throws
+  /// Error after options.max_skipped_in_row of them.
+  StepReport step();
+
+  int64_t steps_done() const { return state_.step; }
+  int64_t num_skipped() const { return state_.num_skipped; }
+  bool finished() const { return state_.step >= options_.schedule.steps; }
+  const TrainOptions& options() const { return options_; }
+  const AdamW& optimizer() const { return optimizer_; }
+
+  /// All of the training state: parameters, moments, counters, random state, position in the data. `config` is kept with it.
+  Checkpoint checkpoint(const std::string& config) const;
+  /// Goes on from a checkpoint. Throws Error when it belongs to another model or other data; then this trainer must not be used further.
+  void restore(const CheckpointReader& checkpoint);
+
+ private:
+  /// What a step leaves to the next besides tensors.
+  struct State {
+    int64_t step = 0, tokens = 0, num_skipped = 0, skipped_in_row = 0;
+    double mean_loss = 0;  // running mean over about kMemory steps
+    int64_t num_in_mean = 0;
+    double seconds = 0;
+  };
+  static constexpr int64_t kMemory = 50;
+  static constexpr int64_t kFirstSpikeStep = 20;
+
+  double accumulate_gradients(const StepBatch& batch);
+  bool acceptable(double loss, double norm) const;
+  void count_step(const StepBatch& batch, double loss, bool skipped);
+
+  Context& ctx_;
+  const Module& model_;
+  ScoreFunction score_;
+  BatchSource& source_;
+  TrainOptions options_;
+  Communicator* communicator_;
+  AdamW optimizer_;
+  State state_;
+};
+
+}  // namespace braid
