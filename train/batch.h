@@ -1,6 +1,5 @@
-// What a training step consumes, where it comes from, and what turns it into a loss.
+// What a training step consumes, and where it comes from.
 #pragma once
-#include <functional>
 #include <vector>
 
 #include "core/sequences.h"
@@ -45,18 +44,5 @@ struct BatchShare {
   int num_ranks = 1;
   int64_t num_micro_batches = 1;  // per rank
 };
-
-/// What a model says about a batch.
-struct Scores {
-  Tensor loss;        // [], sum over targets of the cross-entropy / denominator
-  Tensor token_loss;  // [N], 0 where there is no target
-  Tensor prediction;  // i64 [N], the likeliest next token; undefined unless asked for
-};
-struct ScoreOptions {
-  double denominator = 0;  // 0: the batch's number of targets
-  bool predict = false;
-};
-/// A model as training and evaluation see it. Records on the context's tape when there is one.
-using ScoreFunction = std::function<Scores(Context&, const Batch&, const ScoreOptions&)>;
 
 }  // namespace braid

@@ -2,6 +2,7 @@
 #pragma once
 #include "train/data_loader.h"
 #include "train/recall.h"
+#include "train/score.h"
 
 namespace braid {
 

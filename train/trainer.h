@@ -9,13 +9,16 @@
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
+#include "train/score.h"
 
 namespace braid {
 
 struct TrainOptions {
   Schedule schedule;  // schedule.steps is the length of the run
   AdamWOptions adamw;
-  double max_grad_norm = 1;          // 0: no clipping
+  double max_grad_norm = 1;  // 0: no clipping
+  RecomputeLevel recompute = RecomputeLevel::none;
+  int64_t recompute_layers = -1;     // in the first n layers; negative: in all
   DType compute_dtype = DType::f32;  // bf16: matrices are multiplied in bf16, masters stay f32
   double spike_margin = 3;           // a loss this many nats above its running mean is a spike; 0: only NaN and infinity are caught
   int64_t max_skipped_in_row = 10;   // so many skipped steps in a row end the run with an Error
