@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test this machine can run. Last line: "N passed, N failed" (", N skipped").
+#   tests/run.sh [--preset cpu|asan|cuda] [--fast]
+# Without --preset: cpu; then, where a CUDA toolkit is found, all CUDA code is compiled and linked too (its tests run on a GPU);
+# then, unless --fast, the same tests once more under the address and undefined-behaviour sanitizers.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+presets="" fast=0
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --preset) presets="$2"; shift 2 ;;
+    --fast) fast=1; shift ;;
+    *) echo "tests/run.sh: unknown option $1 (expected --preset NAME or --fast)" >&2; exit 2 ;;
+  esac
+done
+. examples/install.sh || exit 1
+
+if [ -z "$presets" ]; then
+  presets="cpu"
+  if [ -n "$(find_nvcc)" ]; then presets="cuda"; fi
+  [ "$fast" = 1 ] || presets="$presets asan"
+fi
+
+passed=0 failed=0 skipped=0
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+
+# Runs one test program, keeps its log, prints what failed.
+run_program() {
+  local program=$1 log=$2
+  "$program" --gtest_color=no >"$log" 2>&1
+  echo $? >"$log.status"
+}
+
+count() { grep -cE "$1" "$2"; }
+
+collect() {
+  local name=$1 log=$2 status ok bad none
+  status=$(cat "$log.status")
+  ok=$(count '^\[       OK \]' "$log")
+  none=$(count '^\[  SKIPPED \].*ms\)$' "$log")
+  bad=$(count '^\[  FAILED  \].*ms\)$' "$log")
+  if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi # it crashed
+  echo "  $name: $ok passed, $bad failed, $none skipped"
+  if [ "$bad" != 0 ]; then grep -vE '^\[ RUN      \]|^\[       OK \]' "$log" | tail -n 60; fi
+  passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + none))
+}
+
+for preset in $presets; do
+  echo "== $preset"
+  build=$(preset_folder "$preset")
+  nvcc=$(find_nvcc)
+  if ! cmake --preset "$preset" ${nvcc:+-DCMAKE_CUDA_COMPILER="$nvcc"} >"$logs/configure" 2>&1; then
+    tail -n 40 "$logs/configure"
+    failed=$((failed + 1))
+    continue
+  fi
+  if ! cmake --build "$build" -j "$(nproc)" >"$logs/build" 2>&1; then
+    grep -E -A12 'error|FAILED' "$logs/build" | head -n 80
+    failed=$((failed + 1))
+    continue
+  fi
+  programs=$(find "$build/tests" -maxdepth 1 -name 'braid_test_*' -type f -executable | sort)
+  for program in $programs; do # two at a time: most tests use one core
+    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do sleep 0.1; done
+    run_program "$program" "$logs/$preset-$(basename "$program")" &
+  done
+  wait
+  for program in $programs; do collect "$(basename "$program")" "$logs/$preset-$(basename "$program")"; done
+done
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
