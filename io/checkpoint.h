@@ -13,13 +13,9 @@
 #include <vector>
 
 #include "core/context.h"
+#include "io/safetensors.h"
 
 namespace braid {
-
-struct NamedTensor {
-  std::string name;
-  Tensor tensor;
-};
 
 /// What is saved. Tensors are those of all ranks together: a checkpoint does not know how many there were.
 struct Checkpoint {
