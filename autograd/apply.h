@@ -36,6 +36,50 @@ typename Op::Saved forward_promoted(Context& ctx, const typename Op::Inputs& in,
   return saved;
 }
 
+/// The record's tensors in host memory (values copied unless `values` is false), and back into device tensors made before.
+template <class Record>
+Record on_host(Context& ctx, Context& host, const Record& record, bool values) {
+  Record result = record;
+  for (Tensor* tensor : tensors_of(result)) {
+    if (!tensor->defined()) continue;
+    const Tensor from = *tensor;
+    *tensor = Tensor::empty(host, from.shape(), from.dtype());
+    if (values) copy_into(ctx, *tensor, from);
+  }
+  if (values) ctx.synchronize();
+  return result;
+}
+
+template <class Record>
+void copy_back(Context& ctx, const Record& from, const Record& to) {
+  const auto sources = tensors_of(from), targets = tensors_of(to);
+  for (size_t i = 0; i < targets.size(); ++i)
+    if (targets[i]->defined()) copy_into(ctx, *targets[i], *sources[i]);
+  ctx.synchronize();
+}
+
+/// A GPU context's operator without kernels of its own, computed on the host; what it saves stays there.
+template <class Op>
+typename Op::Saved forward_on_host(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs, typename Op::Outputs& out) {
+  Context host(Stream{}, ctx.pool());
+  typename Op::Outputs host_out = on_host(ctx, host, out, false);
+  const typename Op::Inputs host_in = on_host(ctx, host, in, true);
+  typename Op::Saved saved =
+      holds_bf16(in) ? forward_promoted<Op>(host, host_in, attrs, host_out) : Op::forward_cpu(host, host_in, attrs, host_out);
+  copy_back(ctx, host_out, out);
+  return saved;
+}
+
+template <class Op>
+void backward_on_host(Context& ctx, const typename Op::Saved& saved, const typename Op::Attrs& attrs, const typename Op::Outputs& d_out,
+                      typename Op::Inputs& d_in) {
+  Context host(Stream{}, ctx.pool());
+  const typename Op::Outputs host_d_out = on_host(ctx, host, d_out, true);
+  typename Op::Inputs host_d_in = on_host(ctx, host, d_in, accumulated_input<Op>() >= 0);
+  Op::backward_cpu(host, saved, attrs, host_d_out, host_d_in);
+  copy_back(ctx, host_d_in, d_in);
+}
+
 template <class Op>
 class OpNode final : public Node {
  public:
@@ -65,8 +109,10 @@ class OpNode final : public Node {
       if (input_slots[i] >= 0) *d_ins[i] = gradient_target(ctx, tape, static_cast<int>(i));
     if (ctx.on_cpu()) {
       Op::backward_cpu(ctx, saved, attrs, d_out, d_in);
+    } else if constexpr (kWithCuda && HasCuda<Op>) {
+      Op::backward_cuda(ctx, saved, attrs, d_out, d_in);
     } else {
-      if constexpr (kWithCuda) Op::backward_cuda(ctx, saved, attrs, d_out, d_in);
+      backward_on_host<Op>(ctx, saved, attrs, d_out, d_in);
     }
     d_out = {};
     for (size_t i = 0; i < d_ins.size(); ++i)
@@ -110,13 +156,16 @@ typename Op::Outputs apply(Context& ctx, typename Op::Inputs in, const typename 
     node->input_types[i] = {input.shape(), input.dtype()};
   }
   typename Op::Outputs out = Op::allocate(ctx, in, attrs);
-  node->is_promoted = ctx.on_cpu() && detail::holds_bf16(in);
+  constexpr bool kKernels = kWithCuda && HasCuda<Op>;
+  node->is_promoted = (ctx.on_cpu() || !kKernels) && detail::holds_bf16(in);
   if (ctx.profile) ++ctx.profile->entry(Op::name).num_calls;
   ScopedTime timed(ctx.profile ? &ctx.profile->entry(Op::name).forward_ms : nullptr);
-  if (!ctx.on_cpu()) {
-    if constexpr (kWithCuda) node->saved = Op::forward_cuda(ctx, in, attrs, out);
-  } else {
+  if (ctx.on_cpu()) {
     node->saved = node->is_promoted ? detail::forward_promoted<Op>(ctx, in, attrs, out) : Op::forward_cpu(ctx, in, attrs, out);
+  } else if constexpr (kKernels) {
+    node->saved = Op::forward_cuda(ctx, in, attrs, out);
+  } else {
+    node->saved = detail::forward_on_host<Op>(ctx, in, attrs, out);
   }
   if (!tracked) return out;
   node->attrs = attrs;

@@ -57,7 +57,8 @@ concept NamedTensors = requires {
 /// - backward_* is given d_out (undefined members: no gradient came; treat as zero) and d_in with a tensor to fill for every input
 ///   whose gradient is wanted (undefined: not wanted). It fills every element of these, or rebinds a member to a d_out tensor of
 ///   the same shape that holds the very values. `accumulates` (optional) names the index of an input whose gradient backward adds to d_in instead.
-/// - The cuda functions are declared always and defined in cuda/ only: a build without CUDA never names them.
+/// - forward_cuda and backward_cuda are optional (HasCuda): declared with the others, defined in cuda/ only, never named by a
+///   build without CUDA. An operator that has none runs on the host when its context is on a GPU, with copies around it.
 template <class Op>
 concept Differentiable =
     NamedTensors<typename Op::Inputs> && NamedTensors<typename Op::Outputs> &&
@@ -67,9 +68,14 @@ concept Differentiable =
       { Op::allocate(ctx, in, attrs) } -> std::same_as<typename Op::Outputs>;
       { Op::forward_cpu(ctx, in, attrs, out) } -> std::same_as<typename Op::Saved>;
       { Op::backward_cpu(ctx, saved, attrs, d_out, d_in) } -> std::same_as<void>;
-      { Op::forward_cuda(ctx, in, attrs, out) } -> std::same_as<typename Op::Saved>;
-      { Op::backward_cuda(ctx, saved, attrs, d_out, d_in) } -> std::same_as<void>;
     };
+
+template <class Op>
+concept HasCuda = requires(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs, typename Op::Outputs& out,
+                           const typename Op::Saved& saved, const typename Op::Outputs& d_out, typename Op::Inputs& d_in) {
+  { Op::forward_cuda(ctx, in, attrs, out) } -> std::same_as<typename Op::Saved>;
+  { Op::backward_cuda(ctx, saved, attrs, d_out, d_in) } -> std::same_as<void>;
+};
 
 /// Index of the input whose gradient an operator accumulates in place (weight gradients in float32), or -1.
 template <class Op>

@@ -35,8 +35,6 @@ struct Product {
     if (d_in.a) multiply(d_out.y, saved.b, d_in.a, broken ? 1.01 : 1);
     if (d_in.b) multiply(d_out.y, saved.a, d_in.b, 1);
   }
-  static Saved forward_cuda(Context&, const Inputs&, const Attrs&, Outputs&) { fail("product: CPU only"); }
-  static void backward_cuda(Context&, const Saved&, const Attrs&, const Outputs&, Inputs&) { fail("product: CPU only"); }
   static void multiply(const Tensor& a, const Tensor& b, const Tensor& y, double scale) {
     for (int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] = scale * a.data<double>()[i] * b.data<double>()[i];
   }

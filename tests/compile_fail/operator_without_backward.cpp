@@ -16,10 +16,8 @@ struct Half {
   struct Attrs {};
   static Outputs allocate(Context&, const Inputs&, const Attrs&);
   static Saved forward_cpu(Context&, const Inputs&, const Attrs&, Outputs&);
-  static Saved forward_cuda(Context&, const Inputs&, const Attrs&, Outputs&);
 #ifdef RIGHT
   static void backward_cpu(Context&, const Saved&, const Attrs&, const Outputs&, Inputs&);
-  static void backward_cuda(Context&, const Saved&, const Attrs&, const Outputs&, Inputs&);
 #endif
 };
 static_assert(Differentiable<Half>);

@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "autograd/gradcheck.h"
-#include "tests/support/op_case.h"
+#include "tests/support/cuda_laws.h"
 
 namespace braid::testing {
 
@@ -30,12 +30,6 @@ template <class Op>
 void expect_same_runs(Context& ctx, const OpRun<Op>& a, const OpRun<Op>& b) {
   expect_same_bits(ctx, a.out, b.out, "");
   expect_same_bits(ctx, a.d_in, b.d_in, "d_");
-}
-
-template <class Op>
-typename Op::Inputs case_inputs(Context& ctx, const OpCase<Op>& op_case) {
-  Random random(7);
-  return op_case.inputs(ctx, random);
 }
 
 /// f32 (and bf16-rounded bf16) against the f64 oracle on the same values.
@@ -125,6 +119,10 @@ bool register_laws(const std::string& suite, const std::vector<OpCase<Op>>& case
     register_law(suite, c.name + "_poison", [c] { law_poison(c); });
     register_law(suite, c.name + "_determinism", [c, kinds] { law_determinism(c, kinds); });
     register_law(suite, c.name + "_refusal", [c] { law_refusal(c); });
+    if constexpr (kWithCuda && HasCuda<Op>) {
+      register_law(suite, c.name + "_cuda_f32", [c, kinds] { law_cuda(c, kinds, DType::f32); });
+      register_law(suite, c.name + "_cuda_bf16", [c, kinds] { law_cuda(c, kinds, DType::bf16); });
+    }
   }
   return true;
 }

@@ -86,4 +86,10 @@ typename Op::Inputs in_dtype(Context& ctx, typename Op::Inputs in, DType dtype, 
   return in;
 }
 
+template <class Op>
+typename Op::Inputs case_inputs(Context& ctx, const OpCase<Op>& op_case) {
+  Random random(7);
+  return op_case.inputs(ctx, random);
+}
+
 }  // namespace braid::testing

@@ -1,0 +1,109 @@
+#include "cuda/runtime/blas.h"
+
+#include <cublasLt.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "cuda/runtime/check.h"
+
+namespace braid::cuda {
+namespace {
+
+constexpr size_t kWorkspaceBytes = 32 << 20;  // what cuBLASLt recommends for Hopper
+
+void check_blas(cublasStatus_t status, const Product& p, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  fail("cuda: ", what, " of a product [", p.m, ", ", p.k, "] x [", p.k, ", ", p.n, "] failed: ", cublasLtGetStatusName(status));
+}
+
+cudaDataType_t data_type(DType dtype) {
+  switch (dtype) {
+    case DType::bf16: return CUDA_R_16BF;
+    case DType::f32: return CUDA_R_32F;
+    case DType::f64: return CUDA_R_64F;
+    default: fail("cuda: products are of bf16, f32 or f64, got ", dtype);
+  }
+}
+
+/// Everything a product of one kind and shape needs, made once.
+struct Plan {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatmulAlgo_t algorithm;
+};
+
+using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, DType, DType>;
+
+/// cuBLASLt thinks in columns: row-major c = a·b is column-major c^T = b^T·a^T, so b comes first and sizes swap.
+Plan make_plan(cublasLtHandle_t handle, const Product& p, DType in, DType out) {
+  Plan plan;
+  const bool is_double = in == DType::f64;
+  check_blas(cublasLtMatmulDescCreate(&plan.operation, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, is_double ? CUDA_R_64F : CUDA_R_32F), p, "setup");
+  const cublasOperation_t first = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+  check_blas(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof(first)), p, "setup");
+  check_blas(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof(second)), p, "setup");
+  const auto layout = [&](cublasLtMatrixLayout_t& to, DType dtype, int64_t rows, int64_t cols) {
+    check_blas(cublasLtMatrixLayoutCreate(&to, data_type(dtype), cols, rows, cols), p, "setup");
+  };
+  layout(plan.a, in, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n);
+  layout(plan.b, in, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k);
+  layout(plan.c, out, p.m, p.n);
+  cublasLtMatmulPreference_t preference;
+  check_blas(cublasLtMatmulPreferenceCreate(&preference), p, "setup");
+  check_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes, sizeof(kWorkspaceBytes)), p, "setup");
+  cublasLtMatmulHeuristicResult_t best;
+  int found = 0;
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &best, &found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  check_blas(status, p, "heuristic");
+  BRAID_CHECK(found > 0, "cuda: cuBLASLt has no algorithm for a product [", p.m, ", ", p.k, "] x [", p.k, ", ", p.n, "] of ", in);
+  plan.algorithm = best.algo;
+  return plan;
+}
+
+class Products {
+ public:
+  void run(Context& ctx, const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
+    const Plan plan = plan_for(ctx.device().index, p, a.dtype(), c.dtype());
+    const float one = 1, beta = p.add ? 1 : 0;
+    const double one_wide = 1, beta_wide = p.add ? 1 : 0;
+    const bool is_double = a.dtype() == DType::f64;
+    const Tensor workspace = Tensor::empty(ctx, {static_cast<int64_t>(kWorkspaceBytes)}, DType::u8);
+    check_blas(cublasLtMatmul(handle_, plan.operation, is_double ? static_cast<const void*>(&one_wide) : &one, b.raw(), plan.a, a.raw(), plan.b,
+                              is_double ? static_cast<const void*>(&beta_wide) : &beta, c.raw(), plan.c, c.raw(), plan.c, &plan.algorithm,
+                              workspace.raw(), kWorkspaceBytes, native(ctx.stream())),
+               p, "start");
+  }
+
+ private:
+  Plan plan_for(int device, const Product& p, DType in, DType out) {
+    std::lock_guard lock(mutex_);
+    if (!handle_) check_blas(cublasLtCreate(&handle_), p, "cublasLtCreate");
+    const Key key{device, p.transpose_a, p.transpose_b, p.add, p.m, p.n, p.k, in, out};
+    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
+    return plans_[key] = make_plan(handle_, p, in, out);
+  }
+
+  std::mutex mutex_;
+  cublasLtHandle_t handle_ = nullptr;
+  std::map<Key, Plan> plans_;  // shapes of a run are few; plans live as long as the process
+};
+
+}  // namespace
+
+void multiply(Context& ctx, const Product& product, const Tensor& a, const Tensor& b, const Tensor& c) {
+  static Products* products = new Products;
+  BRAID_CHECK(a.dtype() == b.dtype() && (c.dtype() == a.dtype() || c.dtype() == DType::f32), "cuda: a product of ", a.dtype(), " and ", b.dtype(), " into ",
+              c.dtype(), " is not built");
+  if (product.m == 0 || product.n == 0) return;
+  if (product.k == 0) {
+    if (!product.add) fill_zero(ctx, c);
+    return;
+  }
+  products->run(ctx, product, a, b, c);
+}
+
+}  // namespace braid::cuda

@@ -1,0 +1,50 @@
+// Every CUDA call goes through check, every kernel launch through launch.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <source_location>
+#include <string_view>
+
+#include "core/device.h"
+
+namespace braid::cuda {
+
+/// Throws Error "cuda: WHAT failed: REASON (file:line)" unless `status` is success.
+void check(cudaError_t status, std::string_view what, std::source_location where = std::source_location::current());
+
+inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream.native()); }
+
+/// Grid, block and dynamic shared memory of one launch; `cluster` > 1 launches clusters of that many blocks along x.
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+  int cluster = 1;
+};
+
+/// Throws unless the kernel may use that much shared memory and started; the error names kernel and configuration.
+void check_launch(cudaError_t status, std::string_view kernel_name, const LaunchConfig& config);
+/// Raises the kernel's dynamic shared memory limit when it needs more than 48 KB (once per kernel and size).
+void allow_shared_bytes(const void* kernel, std::string_view kernel_name, size_t shared_bytes);
+
+/// Launches kernel(params) on the stream. An empty grid is no launch.
+template <class Params>
+void launch(Stream stream, std::string_view name, void (*kernel)(Params), const LaunchConfig& config, const Params& params) {
+  if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return;
+  if (config.shared_bytes > 48 * 1024) allow_shared_bytes(reinterpret_cast<const void*>(kernel), name, config.shared_bytes);
+  cudaLaunchConfig_t native_config = {};
+  native_config.gridDim = config.grid;
+  native_config.blockDim = config.block;
+  native_config.dynamicSmemBytes = config.shared_bytes;
+  native_config.stream = native(stream);
+  cudaLaunchAttribute attribute;
+  if (config.cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
+    native_config.attrs = &attribute;
+    native_config.numAttrs = 1;
+  }
+  check_launch(cudaLaunchKernelEx(&native_config, kernel, params), name, config);
+}
+
+}  // namespace braid::cuda

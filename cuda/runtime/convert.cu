@@ -1,0 +1,54 @@
+#include "cuda/device/scalar.h"
+#include "cuda/runtime/check.h"
+#include "cuda/runtime/convert.h"
+
+namespace braid::cuda {
+namespace {
+
+using device::bf16;
+
+struct ConvertParams {
+  void* to;          // [count]
+  const void* from;  // [count]
+  int64_t count;
+  bool add;
+};
+
+__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(bf16 x) { return __bfloat162float(x); }
+
+template <class To, class From>
+__global__ void convert_kernel(ConvertParams p) {
+  To* to = static_cast<To*>(p.to);
+  const From* from = static_cast<const From*>(p.from);
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.count; i += step) {
+    auto value = widen(from[i]);
+    if (p.add) value = widen(to[i]) + value;
+    to[i] = static_cast<To>(value);
+  }
+}
+
+template <class Body>
+void with_floating(DType dtype, Body&& body) {
+  if (dtype == DType::f64) return body(double{});
+  if (dtype == DType::f32) return body(float{});
+  BRAID_CHECK(dtype == DType::bf16, "convert: expected f64, f32 or bf16, got ", dtype);
+  body(bf16{});
+}
+
+}  // namespace
+
+void launch_convert(void* to, DType to_dtype, const void* from, DType from_dtype, int64_t count, bool add, Stream stream) {
+  if (count == 0) return;
+  const int64_t blocks = (count + 255) / 256;
+  const LaunchConfig config{.grid = static_cast<unsigned>(blocks < 8192 ? blocks : 8192), .block = 256};
+  with_floating(to_dtype, [&](auto to_type) {
+    with_floating(from_dtype, [&](auto from_type) {
+      launch(stream, "convert", &convert_kernel<decltype(to_type), decltype(from_type)>, config, ConvertParams{to, from, count, add});
+    });
+  });
+}
+
+}  // namespace braid::cuda
