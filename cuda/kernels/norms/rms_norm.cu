@@ -1,8 +1,8 @@
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/norms/row_dispatch.h"
+#include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
 #include "ops/rms_norm.h"
-#include "ops/rows.h"
 
 namespace braid {
 namespace {
@@ -94,16 +94,17 @@ __global__ void __launch_bounds__(Plan::kThreads) rms_norm_backward(BackwardPara
   if (p.partials) device::store_column_sums<Plan>(d_weight, columns, p.partials + int64_t{blockIdx.x} * p.D, p.D);
 }
 
-void* raw_or_null(const Tensor& tensor) { return tensor.defined() ? tensor.raw() : nullptr; }
+using cuda::address;
 
 }  // namespace
 
 RmsNorm::Saved RmsNorm::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
-  const int64_t D = in.x.size(-1), rows = num_rows(in.x);
+  const int64_t D = in.x.size(-1), rows = cuda::num_rows(in.x);
   Saved saved{in.residual ? out.sum : in.x, in.weight, Tensor::empty(ctx, {rows}, DType::f32)};
-  const ForwardParams params{in.x.raw(),  raw_or_null(in.residual),  in.weight.data<float>(), raw_or_null(out.sum), out.y.raw(),
+  const ForwardParams params{in.x.raw(),  address(in.residual),  in.weight.data<float>(), address(out.sum), out.y.raw(),
                              saved.rstd.data<float>(), rows, D, static_cast<float>(attrs.eps)};
-  cuda::dispatch_rows(name, in.x.dtype(), D, [&]<class T, class Plan>() {
+  const bool aligned = cuda::aligned16(in.x) && cuda::aligned16(in.residual) && cuda::aligned16(in.weight);
+  cuda::dispatch_rows(name, in.x.dtype(), D, aligned, [&]<class T, class Plan>() {
     const int64_t blocks = cuda::num_row_blocks(rows, Plan::kRowsPerBlock);
     cuda::launch(ctx.stream(), "rms_norm_forward", &rms_norm_forward<T, Plan>, {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads}, params);
   });
@@ -111,13 +112,14 @@ RmsNorm::Saved RmsNorm::forward_cuda(Context& ctx, const Inputs& in, const Attrs
 }
 
 void RmsNorm::backward_cuda(Context& ctx, const Saved& saved, const Attrs&, const Outputs& d_out, Inputs& d_in) {
-  const int64_t D = saved.sum.size(-1), rows = num_rows(saved.sum);
+  const int64_t D = saved.sum.size(-1), rows = cuda::num_rows(saved.sum);
   const Tensor& target = d_in.x ? d_in.x : d_in.residual;
-  cuda::dispatch_rows(name, saved.sum.dtype(), D, [&]<class T, class Plan>() {
+  const bool aligned = cuda::aligned16(saved.sum) && cuda::aligned16(saved.weight) && cuda::aligned16(d_out.y) && cuda::aligned16(d_out.sum);
+  cuda::dispatch_rows(name, saved.sum.dtype(), D, aligned, [&]<class T, class Plan>() {
     const int64_t blocks = cuda::num_row_blocks(rows, Plan::kRowsPerBlock);
     const Tensor partials = d_in.weight ? Tensor::empty(ctx, {blocks, D}, DType::f32) : Tensor{};
-    const BackwardParams params{saved.sum.raw(),          raw_or_null(d_out.y), raw_or_null(d_out.sum), saved.weight.data<float>(),
-                                saved.rstd.data<float>(), raw_or_null(target),  data_or_null<float>(partials), rows, D};
+    const BackwardParams params{saved.sum.raw(),          address(d_out.y), address(d_out.sum), saved.weight.data<float>(),
+                                saved.rstd.data<float>(), address(target),  cuda::address_of<float>(partials), rows, D};
     cuda::launch(ctx.stream(), "rms_norm_backward", &rms_norm_backward<T, Plan>, {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads}, params);
     if (d_in.weight) cuda::sum_partials(ctx, partials, d_in.weight);
   });

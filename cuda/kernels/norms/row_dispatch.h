@@ -12,13 +12,13 @@ using MiddleRows = device::RowPlan<32, 8, 4>;    // D ≤ 1024
 using WideRows = device::RowPlan<256, 8, 4>;     // D ≤ 8192
 using AnyRows = device::RowPlan<256, 1, 32>;     // D ≤ 8192, not a multiple of 8
 
-/// body.operator()<T, Plan>() for the dtype (bf16 or f32) and width. Throws Error, in the name of `op`, for others.
+/// body.operator()<T, Plan>() for the dtype (bf16 or f32), width and whether every tensor is aligned to 16 bytes. Throws Error, in the name of `op`, for others.
 template <class Body>
-void dispatch_rows(std::string_view op, DType dtype, int64_t D, Body&& body) {
+void dispatch_rows(std::string_view op, DType dtype, int64_t D, bool aligned, Body&& body) {
   BRAID_CHECK(dtype == DType::bf16 || dtype == DType::f32, op, ": on a GPU expected bf16 or f32, got ", dtype);
   BRAID_CHECK(D <= WideRows::kMaxD, op, ": on a GPU rows have at most ", WideRows::kMaxD, " elements, got ", D);
   const auto with_plan = [&]<class T>() {
-    if (D % 8 != 0) return body.template operator()<T, AnyRows>();
+    if (D % 8 != 0 || !aligned) return body.template operator()<T, AnyRows>();
     if (D <= NarrowRows::kMaxD) return body.template operator()<T, NarrowRows>();
     if (D <= MiddleRows::kMaxD) return body.template operator()<T, MiddleRows>();
     return body.template operator()<T, WideRows>();
