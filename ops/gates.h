@@ -35,8 +35,6 @@ struct HgrnGate {
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
-  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
-  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<HgrnGate>);
 
@@ -67,8 +65,6 @@ struct LowerBound {
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
-  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
-  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<LowerBound>);
 
@@ -99,8 +95,6 @@ struct GlaGate {
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
-  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
-  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<GlaGate>);
 
@@ -131,8 +125,6 @@ struct GdnGate {
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
-  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
-  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<GdnGate>);
 
