@@ -25,8 +25,11 @@ T required(std::string_view name, const Json& object, const std::string& key);
 /// `otherwise` when the key is absent or null.
 template <class T>
 T value_or(std::string_view name, const Json& object, const std::string& key, T otherwise) {
-  const auto found = object.find(key);
-  return found == object.end() || found->is_null() ? otherwise : required<T>(name, object, key);
+  if (object.is_object()) {
+    const auto found = object.find(key);
+    if (found == object.end() || found->is_null()) return otherwise;
+  }
+  return required<T>(name, object, key);
 }
 
 }  // namespace braid

@@ -64,6 +64,7 @@ class TokenDataset {
   void verify() const;
 
  private:
+  void require_range(int64_t begin, int64_t count) const;
   struct State;
   std::unique_ptr<State> state_;
 };
