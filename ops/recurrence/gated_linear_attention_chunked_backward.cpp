@@ -1,5 +1,6 @@
 // Backward of the chunked form. With X' for the gradient of X, dS that of the state after the tile, S the state before it:
-//   A'_ts = d_o_t · v_s (s ≤ t),   (q * p)' = d_o Sᵀ,   (k * r)' = v dSᵀ,   d_v = (k * r) dS + Aᵀ d_o,   dS ← diag(p_c) dS + (q * p)ᵀ d_o
+//   A'_ts = d_o_t · v_s (s ≤ t),   (q * p)' = d_o Sᵀ,   (k * r)' = v dSᵀ,   d_v = (k * r) dS + Aᵀ d_o
+//   dS ← diag(p_c) dS + (q * p)ᵀ d_o
 //   d_q_t = p_t * (q * p)'_t + Σ_s A'_ts D_ts k_s,   d_k_s = r_s * (k * r)'_s + Σ_t A'_ts D_ts q_t
 // A token's log decay scales every path that crosses it, whatever the path's ends: before or in the tile, in or after it:
 //   d_log_decay_u = p_c rowsum(S * dS) + Σ_{t≥u} (q * p)_t (q * p)'_t + Σ_{s<u} (k * r)_s (k * r)'_s + Σ_{s<u≤t} A'_ts q_t k_s D_ts
