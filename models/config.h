@@ -86,8 +86,9 @@ ModelConfig parse_config(const nlohmann::json& json);
 ModelConfig parse_config(std::string_view text);
 /// What parse_config reads, with every key of the family written out: parse_config(to_json(c)) == c.
 nlohmann::json to_json(const ModelConfig& config);
-/// Throws Error as parse_config does: for configurations made in code.
-void check_config(const ModelConfig& config);
+/// The configuration with head counts that are 0 filled in (num_kv_heads, num_v_heads: as num_heads; hgrn2: num_heads from expand_ratio or
+/// the other way round). Throws Error as parse_config does. For configurations made in code; HybridLm calls it.
+ModelConfig completed(ModelConfig config);
 
 /// The layers R−1, 2R−1, … of `num_layers`: one layer of full attention in every R.
 std::vector<int64_t> every_rth_layer(int64_t num_layers, int64_t r);
