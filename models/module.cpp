@@ -14,10 +14,14 @@ uint64_t name_hash(const std::string& name) {
 
 double draw(Init init, double initializer_range, Random& random) {
   switch (init) {
-    case Init::normal: return initializer_range * random.normal();
-    case Init::ones: return 1;
-    case Init::zeros: return 0;
-    case Init::a_log: return std::log(16 * (1 - random.uniform()));  // log U(0, 16], never log 0
+    case Init::normal:
+      return initializer_range * random.normal();
+    case Init::ones:
+      return 1;
+    case Init::zeros:
+      return 0;
+    case Init::a_log:
+      return std::log(16 * (1 - random.uniform()));  // log U(0, 16], never log 0
     case Init::dt_bias: {
       const double dt = std::exp(random.uniform(std::log(1e-3), std::log(0.1)));
       return dt + std::log(-std::expm1(-dt));  // softplus^-1

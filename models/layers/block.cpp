@@ -1,0 +1,36 @@
+#include "models/layers/block.h"
+
+#include "autograd/recompute.h"
+#include "ops/elementwise.h"
+
+namespace braid {
+namespace {
+
+struct RunMlp {
+  const Mlp* mlp;
+  Tensor operator()(Context& ctx, const std::vector<Tensor>& inputs) const { return (*mlp)(ctx, inputs[0]); }
+};
+
+std::string prefix(int64_t layer_idx) { return "model.layers." + std::to_string(layer_idx); }
+
+}  // namespace
+
+Block::Block(const ModelConfig& config, int64_t layer_idx, const Parameter& lower_bounds)
+    : attn_norm_(prefix(layer_idx) + ".attn_norm", config.hidden_size, config.norm_eps),
+      mixer_(make_mixer(config, layer_idx, prefix(layer_idx) + ".attn", lower_bounds)),
+      mlp_norm_(prefix(layer_idx) + ".mlp_norm", config.hidden_size, config.norm_eps),
+      mlp_(prefix(layer_idx) + ".mlp", config.hidden_size, config.mlp_width()) {
+  adopt(attn_norm_);
+  adopt(*mixer_);
+  adopt(mlp_norm_);
+  adopt(mlp_);
+}
+
+Tensor Block::operator()(Context& ctx, const MixerInput& in, bool recompute_mlp) const {
+  const Tensor mixed = mixer_->forward(ctx, {attn_norm_(ctx, in.x), in.seqs, in.state, in.positions});
+  const auto normed = mlp_norm_.add(ctx, mixed, in.x);
+  const Tensor update = recompute_mlp ? recompute(ctx, RunMlp{&mlp_}, {normed.y}) : mlp_(ctx, normed.y);
+  return apply<Add>(ctx, {normed.sum, update}).y;
+}
+
+}  // namespace braid

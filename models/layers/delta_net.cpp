@@ -1,0 +1,65 @@
+#include "models/layers/delta_net.h"
+
+#include "ops/elementwise.h"
+#include "ops/recurrence/gated_delta_rule.h"
+
+namespace braid {
+namespace {
+
+ProjectionActivation activation_of(const ModelConfig& config) {
+  return config.qk_activation == "silu" ? ProjectionActivation::always : ProjectionActivation::never;
+}
+
+}  // namespace
+
+Tensor writing_strength(Context& ctx, const Tensor& b, bool allow_neg_eigval) {
+  const Tensor beta = apply<Sigmoid>(ctx, {b}).y;
+  return allow_neg_eigval ? apply<Scale>(ctx, {beta}, Scale(2)).y : beta;
+}
+
+DeltaNetMixer::DeltaNetMixer(const ModelConfig& config, const std::string& name)
+    : num_heads_(config.num_heads),
+      head_k_dim_(config.key_dim() / config.num_heads),
+      head_v_dim_(config.value_dim() / config.num_heads),
+      allow_neg_eigval_(config.allow_neg_eigval),
+      q_(config, name, "q", config.key_dim(), activation_of(config)),
+      k_(config, name, "k", config.key_dim(), activation_of(config)),
+      v_(config, name, "v", config.value_dim(), ProjectionActivation::always),
+      output_(name, {.hidden_size = config.hidden_size,
+                     .num_heads = num_heads_,
+                     .head_dim = head_v_dim_,
+                     .eps = config.norm_eps,
+                     .norm_name = "o_norm",
+                     .gated = config.use_gate}) {
+  adopt(q_);
+  adopt(k_);
+  adopt(v_);
+  if (config.use_beta) adopt(b_.emplace(name + ".b_proj", config.hidden_size, num_heads_));
+  adopt(output_);
+}
+
+Tensor DeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
+  const int64_t N = in.x.size(0);
+  const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_heads_, head_v_dim_};
+  const Tensor q = q_(ctx, in, 0).view(keys), k = k_(ctx, in, 1).view(keys), v = v_(ctx, in, 2).view(values);
+  Tensor beta;
+  if (b_) {
+    beta = writing_strength(ctx, (*b_)(ctx, in.x), allow_neg_eigval_);
+  } else {
+    const std::vector<double> ones(N * num_heads_, allow_neg_eigval_ ? 2.0 : 1.0);
+    beta = converted(ctx, from_vector(ctx, ones, {N, num_heads_}), accumulator(q.dtype()));
+  }
+  const Tensor before = in.state ? in.state->recurrent : Tensor{};
+  const auto out = apply<GatedDeltaRule>(ctx, {q, k, v, beta, {}, before}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+  if (in.state) in.state->recurrent = out.final_state;
+  return output_(ctx, out.o, in.x);
+}
+
+MixerCost DeltaNetMixer::cost() const {
+  const int64_t state = num_heads_ * head_k_dim_ * head_v_dim_;
+  MixerCost cost{.state_elements = state, .recurrence_flops = 6.0 * static_cast<double>(state)};
+  add_conv_cost(cost, q_, k_, v_);
+  return cost;
+}
+
+}  // namespace braid

@@ -1,0 +1,41 @@
+#include "models/layers/hgrn.h"
+
+#include "ops/gates.h"
+#include "ops/recurrence/linear_recurrence.h"
+#include "ops/swiglu.h"
+
+namespace braid {
+
+Tensor lower_bound_of(Context& ctx, const Parameter* lower_bounds, int64_t layer_idx) {
+  if (!lower_bounds || layer_idx == 0) return {};
+  return apply<LowerBound>(ctx, {lower_bounds->use(ctx)}, {layer_idx}).bound;
+}
+
+HgrnMixer::HgrnMixer(const ModelConfig& config, int64_t layer_idx, const std::string& name, const Parameter& lower_bounds)
+    : width_(config.value_dim()),
+      layer_idx_(layer_idx),
+      lower_bounds_(config.use_lower_bound ? &lower_bounds : nullptr),
+      i_(config, name, "i", width_, ProjectionActivation::never),
+      f_(config, name, "f", width_, ProjectionActivation::never),
+      output_(name, {.hidden_size = config.hidden_size, .head_dim = width_, .eps = config.norm_eps, .norm_name = "g_norm"}) {
+  adopt(i_);
+  adopt(f_);
+  adopt(output_);
+}
+
+Tensor HgrnMixer::forward(Context& ctx, const MixerInput& in) const {
+  const Tensor i = i_(ctx, in, 0);
+  const auto gate = apply<HgrnGate>(ctx, {f_(ctx, in, 1), lower_bound_of(ctx, lower_bounds_, layer_idx_)});
+  const Tensor x = apply<SwiGlu>(ctx, {i, gate.input_gate}).y;
+  const auto h = apply<LinearRecurrence>(ctx, {x, gate.log_decay, in.state ? in.state->recurrent : Tensor{}}, {.seqs = in.seqs});
+  if (in.state) in.state->recurrent = h.final_state;
+  return output_(ctx, h.o, in.x);
+}
+
+MixerCost HgrnMixer::cost() const {
+  MixerCost cost{.state_elements = width_, .recurrence_flops = 2.0 * static_cast<double>(width_)};
+  add_conv_cost(cost, i_, f_);
+  return cost;
+}
+
+}  // namespace braid

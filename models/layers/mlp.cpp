@@ -1,0 +1,16 @@
+#include "models/layers/mlp.h"
+
+#include "ops/swiglu.h"
+
+namespace braid {
+
+Mlp::Mlp(const std::string& name, int64_t hidden_size, int64_t width)
+    : gate_(name + ".gate_proj", hidden_size, width), up_(name + ".up_proj", hidden_size, width), down_(name + ".down_proj", width, hidden_size) {
+  adopt(gate_);
+  adopt(up_);
+  adopt(down_);
+}
+
+Tensor Mlp::operator()(Context& ctx, const Tensor& x) const { return down_(ctx, apply<SwiGlu>(ctx, {gate_(ctx, x), up_(ctx, x)}).y); }
+
+}  // namespace braid

@@ -1,0 +1,71 @@
+#include "models/layers/retnet.h"
+
+#include <cmath>
+
+#include "ops/recurrence/gated_linear_attention.h"
+#include "ops/repeat_heads.h"
+#include "ops/rotary.h"
+
+namespace braid {
+namespace {
+
+constexpr double kTheta = 10000;
+
+Tensor retention_log_decay(Context& ctx, int64_t num_heads, DType dtype) {
+  std::vector<double> log_decay(num_heads);
+  for (int64_t h = 0; h < num_heads; ++h) log_decay[h] = std::log1p(-std::exp2(-5.0 - static_cast<double>(h)));
+  return converted(ctx, from_vector(ctx, log_decay, {num_heads}), dtype);
+}
+
+}  // namespace
+
+MixerOutput::Options linear_attention_output(const ModelConfig& config) {
+  return {.hidden_size = config.hidden_size,
+          .num_heads = config.num_heads,
+          .head_dim = config.value_dim() / config.num_heads,
+          .eps = config.norm_eps,
+          .norm_name = config.use_output_gate && config.fuse_norm ? "g_norm_swish_gate" : "g_norm",
+          .gated = config.use_output_gate};
+}
+
+RetNetMixer::RetNetMixer(const ModelConfig& config, const std::string& name)
+    : num_heads_(config.num_heads),
+      num_kv_heads_(config.num_kv_heads),
+      head_k_dim_(config.key_dim() / config.num_heads),
+      head_v_dim_(config.value_dim() / config.num_heads),
+      q_(config, name, "q", config.key_dim(), ProjectionActivation::with_conv),
+      k_(config, name, "k", num_kv_heads_ * head_k_dim_, ProjectionActivation::with_conv),
+      v_(config, name, "v", num_kv_heads_ * head_v_dim_, ProjectionActivation::with_conv),
+      output_(name, linear_attention_output(config)) {
+  adopt(q_);
+  adopt(k_);
+  adopt(v_);
+  adopt(output_);
+}
+
+Tensor RetNetMixer::forward(Context& ctx, const MixerInput& in) const {
+  const int64_t N = in.x.size(0), groups = num_heads_ / num_kv_heads_;
+  Rotary::Attrs positions{in.seqs, kTheta, {}};
+  if (in.positions) positions.offsets = *in.positions;
+  const Tensor q = apply<Rotary>(ctx, {q_(ctx, in, 0).view({N, num_heads_, head_k_dim_})}, positions).y;
+  Tensor k = apply<Rotary>(ctx, {k_(ctx, in, 1).view({N, num_kv_heads_, head_k_dim_})}, positions).y;
+  Tensor v = v_(ctx, in, 2).view({N, num_kv_heads_, head_v_dim_});
+  if (groups > 1) {
+    k = apply<RepeatHeads>(ctx, {k}, {groups}).y;
+    v = apply<RepeatHeads>(ctx, {v}, {groups}).y;
+  }
+  const Tensor log_decay = retention_log_decay(ctx, num_heads_, accumulator(q.dtype()));
+  const Tensor before = in.state ? in.state->recurrent : Tensor{};
+  const auto out = apply<GatedLinearAttention>(ctx, {q, k, v, log_decay, before}, {.seqs = in.seqs, .scale = {}});
+  if (in.state) in.state->recurrent = out.final_state;
+  return output_(ctx, out.o, in.x);
+}
+
+MixerCost RetNetMixer::cost() const {
+  const int64_t state = num_heads_ * head_k_dim_ * head_v_dim_;
+  MixerCost cost{.state_elements = state, .recurrence_flops = 5.0 * static_cast<double>(state)};
+  add_conv_cost(cost, q_, k_, v_);
+  return cost;
+}
+
+}  // namespace braid

@@ -1,0 +1,67 @@
+#include "models/state.h"
+
+#include <algorithm>
+
+#include "core/context.h"
+
+namespace braid {
+
+void KvCache::append(Context& ctx, const Tensor& k, const Tensor& v, int64_t keep) {
+  if (keep >= 0 && length() > keep) begin_ = end_ - keep;
+  const int64_t rows = k.size(0);
+  if (end_ + rows > capacity()) make_room(ctx, k, v, rows);
+  copy_into(ctx, k_.slice(0, end_, end_ + rows), k);
+  copy_into(ctx, v_.slice(0, end_, end_ + rows), v);
+  end_ += rows;
+}
+
+void KvCache::make_room(Context& ctx, const Tensor& like_k, const Tensor& like_v, int64_t rows) {
+  constexpr int64_t kSmallest = 16;
+  const int64_t live = length();
+  Tensor to_k = k_, to_v = v_;
+  // With room for twice what is needed the live rows lie behind the middle: moving them to the front does not overlap.
+  if (capacity() < 2 * (live + rows)) {
+    Shape shape_k = like_k.shape(), shape_v = like_v.shape();
+    shape_k.set(0, std::max(kSmallest, 2 * (live + rows)));
+    shape_v.set(0, shape_k[0]);
+    to_k = Tensor::empty(ctx, shape_k, like_k.dtype());
+    to_v = Tensor::empty(ctx, shape_v, like_v.dtype());
+  }
+  if (live > 0) {
+    copy_into(ctx, to_k.slice(0, 0, live), k());
+    copy_into(ctx, to_v.slice(0, 0, live), v());
+  }
+  k_ = to_k;
+  v_ = to_v;
+  begin_ = 0;
+  end_ = live;
+}
+
+KvCache KvCache::clone(Context& ctx) const {
+  KvCache copy = *this;
+  if (k_) {
+    copy.k_ = copied(ctx, k_);
+    copy.v_ = copied(ctx, v_);
+  }
+  return copy;
+}
+
+int64_t State::bytes() const {
+  int64_t total = 0;
+  for (const LayerState& layer : layers) {
+    if (layer.recurrent) total += layer.recurrent.nbytes();
+    for (const Tensor& tail : layer.conv)
+      if (tail) total += tail.nbytes();
+    for (const KvCache& cache : layer.kv) total += cache.bytes();
+  }
+  return total;
+}
+
+State State::clone(Context& ctx) const {
+  State copy(*this);  // recurrent states and tails are replaced, never written in place: the handles may be shared
+  for (LayerState& layer : copy.layers)
+    for (KvCache& cache : layer.kv) cache = cache.clone(ctx);
+  return copy;
+}
+
+}  // namespace braid
