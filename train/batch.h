@@ -1,5 +1,6 @@
 // What a training step consumes, and where it comes from.
 #pragma once
+#include <utility>
 #include <vector>
 
 #include "core/sequences.h"
@@ -44,5 +45,12 @@ struct BatchShare {
   int num_ranks = 1;
   int64_t num_micro_batches = 1;  // per rank
 };
+
+/// The units (rows, examples) of a step that this rank's micro-batch `index` holds: [first, second).
+std::pair<int64_t, int64_t> micro_batch_range(const BatchShare& share, int64_t num_units, int64_t index);
+/// Throws Error, in the name of `who`, unless the units of a step share out evenly and the rank is one of the ranks.
+void check_share(std::string_view who, std::string_view units, int64_t num_units, const BatchShare& share);
+/// Folds a number into a hash.
+uint64_t mixed_hash(uint64_t hash, uint64_t value);
 
 }  // namespace braid

@@ -17,8 +17,8 @@ class TokenSource {
  public:
   virtual ~TokenSource() = default;
   virtual int64_t num_tokens() const = 0;
-  /// Where each document begins, rising; the first at 0.
-  virtual const std::vector<int64_t>& document_starts() const = 0;
+  /// Where the document of token `position` ends.
+  virtual int64_t document_end(int64_t position) const = 0;
   /// Tokens [begin, begin + count) into `out`.
   virtual void read(int64_t begin, int64_t count, int64_t* out) const = 0;
   /// A number that differs for different contents.
@@ -44,7 +44,7 @@ struct LoaderOptions {
 };
 
 /// Rows in an order that is a pure function of the seed: each epoch of a data set visits every row once, in an order of its own;
-/// data sets take turns so that after n rows each has had its share of n, off by less than one row per data set. The rows of a step are
+/// data sets take turns so that after n rows each has had its share of n, off by less than the number of data sets. The rows of a step are
 /// consecutive in this order; rank r of R takes the r-th part of them.
 class DataLoader final : public BatchSource {
  public:

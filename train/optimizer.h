@@ -11,6 +11,7 @@
 #pragma once
 #include <vector>
 
+#include "autograd/operator.h"
 #include "models/module.h"
 
 namespace braid {
