@@ -59,8 +59,9 @@ std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path&
 /// The newest checkpoint that is whole; none when there is none. Each damaged one passed over adds a line to `notes`.
 std::optional<CheckpointReader> newest_whole_checkpoint(const std::filesystem::path& run, std::vector<std::string>& notes);
 
-/// Removes the oldest checkpoints so that `keep` are left (0: all are).
-void prune_checkpoints(const std::filesystem::path& run, int64_t keep);
+/// Removes checkpoints of steps after `step` (damaged ones that were gone back on) and the oldest of the others so that `keep` of them
+/// are left (0: all are).
+void prune_checkpoints(const std::filesystem::path& run, int64_t step, int64_t keep);
 /// Removes what crashed writes left behind; says how many.
 int64_t remove_unfinished_checkpoints(const std::filesystem::path& run);
 

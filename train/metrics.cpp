@@ -75,17 +75,15 @@ std::string to_json_line(const StepReport& report) {
 }
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t resumed_step) : path_(path) {
-  int64_t kept_bytes = 0, last_step = 0;
-  if (resumed_step > 0) {
+  int64_t kept_bytes = 0;
+  if (resumed_step > 0 && std::filesystem::exists(path_)) {
     const std::string text = read_file(path_, int64_t{1} << 40);
     for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
       const int64_t step = step_of(std::string_view(text).substr(begin, end - begin));
-      if (step != last_step + 1 || step > resumed_step) break;
-      last_step = step;
+      if (step <= last_step_kept_ || step > resumed_step) break;
+      last_step_kept_ = step;
       kept_bytes = static_cast<int64_t>(end) + 1;
     }
-    BRAID_CHECK(last_step == resumed_step, "cannot go on with ", path_.string(), ": it holds the steps up to ", last_step,
-                ", the checkpoint is of step ", resumed_step);
   }
   descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail_path("cannot write", path_, errno);

@@ -31,19 +31,22 @@ std::string to_json_line(const StepReport& report);
 class MetricsFile {
  public:
   /// Goes on after step `resumed_step`: lines of later steps and an unfinished last line are cut off (0: everything is). Throws Error when
-  /// the file cannot be opened or lacks steps it should hold.
+  /// the file cannot be opened.
   MetricsFile(const std::filesystem::path& path, int64_t resumed_step);
   ~MetricsFile();
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
   /// Writes one line, handed to the operating system before it returns. Throws Error when that fails.
   void append(const StepReport& report);
+  /// Step of the last line kept: less than resumed_step when the file lacks lines it should hold.
+  int64_t last_step_kept() const { return last_step_kept_; }
   /// Waits until everything is on the disk (before a checkpoint that relies on it).
   void sync();
 
  private:
   std::filesystem::path path_;
   int descriptor_ = -1;
+  int64_t last_step_kept_ = 0;
 };
 
 /// Progress for people: on a terminal one line that changes in place, in a log plain lines, at most one per interval.

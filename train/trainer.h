@@ -43,6 +43,7 @@ class Trainer {
   int64_t num_skipped() const { return state_.num_skipped; }
   bool finished() const { return state_.step >= options_.schedule.steps; }
   const TrainOptions& options() const { return options_; }
+  Context& context() const { return ctx_; }
   const AdamW& optimizer() const { return optimizer_; }
 
   /// All of the training state: parameters, moments, counters, random state, position in the data. `config` is kept with it.
@@ -63,7 +64,7 @@ class Trainer {
 
   double accumulate_gradients(const StepBatch& batch);
   bool acceptable(double loss, double norm) const;
-  void count_step(const StepBatch& batch, double loss, bool skipped);
+  void count_step(const StepBatch& batch, double loss, double seconds, bool skipped);
 
   Context& ctx_;
   const Module& model_;

@@ -1,0 +1,100 @@
+#include "train/run.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <cerrno>
+
+#include "io/file.h"
+#include "train/interrupt.h"
+
+namespace braid {
+namespace {
+
+/// Keeps a second process from training in the same directory; the system lets go of it when this one ends, however it does.
+FileDescriptor lock_run(const Path& directory) {
+  FileDescriptor descriptor(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (descriptor.number() < 0) fail_path("cannot open", directory, errno);
+  const bool taken = ::flock(descriptor.number(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  BRAID_CHECK(!taken, "cannot train in ", directory.string(), ": another process is training there");
+  return descriptor;
+}
+
+/// The directory's side of a run: metrics and checkpoints.
+class RunFiles {
+ public:
+  RunFiles(Trainer& trainer, const RunOptions& options, TrainObserver& observer) : trainer_(trainer), options_(options), observer_(observer) {
+    lock_ = lock_run(options.directory);
+    remove_unfinished_checkpoints(options.directory);
+    if (options.resume) resume();
+    metrics_.emplace(options.directory / "metrics.jsonl", trainer.steps_done());
+    if (metrics_->last_step_kept() < trainer.steps_done())
+      observer.on_note("metrics.jsonl lacks steps " + std::to_string(metrics_->last_step_kept() + 1) + " to " + std::to_string(trainer.steps_done()));
+  }
+
+  void append(const StepReport& report) { metrics_->append(report); }
+
+  void save() {
+    if (trainer_.steps_done() == last_saved_) return;
+    metrics_->sync();
+    const Path path = write_checkpoint(trainer_.context(), options_.directory, trainer_.checkpoint(options_.config));
+    last_saved_ = trainer_.steps_done();
+    prune_checkpoints(options_.directory, last_saved_, options_.keep);
+    observer_.on_checkpoint(last_saved_, path);
+  }
+
+ private:
+  void resume() {
+    std::vector<std::string> notes;
+    const auto found = newest_whole_checkpoint(options_.directory, notes);
+    for (const std::string& note : notes) observer_.on_note(note);
+    if (!found) return;
+    trainer_.restore(*found);
+    last_saved_ = found->step();
+    observer_.on_note("resumed from " + found->directory().string());
+  }
+
+  Trainer& trainer_;
+  const RunOptions& options_;
+  TrainObserver& observer_;
+  FileDescriptor lock_;
+  std::optional<MetricsFile> metrics_;
+  int64_t last_saved_ = 0;
+};
+
+bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+}  // namespace
+
+void check_run_directory(const RunOptions& options) {
+  BRAID_CHECK(options.save_every >= 0 && options.keep >= 0 && options.val_every >= 0,
+              "train: save-every, keep and val-every must be at least 0, got ", options.save_every, ", ", options.keep, " and ", options.val_every);
+  BRAID_CHECK(options.val_every == 0 || options.validate, "train: val-every is set but there is nothing to validate on");
+  if (options.directory.empty()) return;
+  const bool holds_checkpoint = !list_checkpoints(options.directory).empty();
+  BRAID_CHECK(options.resume || !holds_checkpoint, "train: ", options.directory.string(),
+              " holds a checkpoint; go on from it with --resume, or choose another directory");
+  make_directories(options.directory / "checkpoints");
+}
+
+RunEnd run_training(Trainer& trainer, const RunOptions& options, TrainObserver& observer) {
+  check_run_directory(options);
+  std::optional<RunFiles> files;
+  if (!options.directory.empty()) files.emplace(trainer, options, observer);
+  while (!trainer.finished() && !interrupted()) {
+    StepReport report = trainer.step();
+    if (due(report.step, options.val_every)) report.val_loss = options.validate();
+    if (files) files->append(report);
+    observer.on_step(report);
+    if (report.skipped)
+      observer.on_note("step " + std::to_string(report.step) + " skipped: loss " + std::to_string(report.loss) + ", gradient norm " +
+                       std::to_string(report.grad_norm));
+    if (files && due(report.step, options.save_every)) files->save();
+  }
+  if (files && trainer.steps_done() > 0) files->save();
+  if (trainer.finished()) return RunEnd::finished;
+  observer.on_note("interrupted after step " + std::to_string(trainer.steps_done()));
+  return RunEnd::interrupted;
+}
+
+}  // namespace braid
