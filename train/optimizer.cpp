@@ -51,17 +51,24 @@ double AdamW::gradient_norm(Context& ctx) const {
   for (const OptimizerSlot& slot : slots_)
     BRAID_CHECK(slot.parameter->grad && slot.parameter->grad.dtype() == slot.m.dtype(), "adamw: parameter '", slot.parameter->name,
                 "' must have a gradient in ", slot.m.dtype());
-  if (ctx.on_cpu()) return std::sqrt(squared_norm_cpu(ctx));
-  if constexpr (kWithCuda) return std::sqrt(squared_norm_cuda(ctx));
-  return 0;
+  Context host(Stream{}, ctx.pool());
+  std::vector<Tensor> grads;
+  for (const OptimizerSlot& slot : slots_) {
+    grads.push_back(slot.parameter->grad);
+    if (ctx.on_cpu()) continue;
+    grads.back() = Tensor::empty(host, slot.m.shape(), slot.m.dtype());
+    copy_into(ctx, grads.back(), slot.parameter->grad);
+  }
+  ctx.synchronize();
+  return std::sqrt(squared_norm_cpu(host, grads, pieces_));
 }
 
-double AdamW::squared_norm_cpu(Context& ctx) const {
-  std::vector<double> partial(pieces_.size());
-  ctx.parallel_for(static_cast<int64_t>(pieces_.size()), 1, [&](int64_t begin, int64_t end) {
+double AdamW::squared_norm_cpu(Context& ctx, const std::vector<Tensor>& grads, const std::vector<Piece>& pieces) {
+  std::vector<double> partial(pieces.size());
+  ctx.parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Piece& piece = pieces_[i];
-      const Tensor& grad = slots_[piece.slot].parameter->grad;
+      const Piece& piece = pieces[i];
+      const Tensor& grad = grads[piece.slot];
       dispatch_real("adamw", grad.dtype(), [&]<class T>() {
         partial[i] = array(grad.data<T>() + piece.begin, piece.end - piece.begin).template cast<double>().square().sum();
       });
@@ -84,17 +91,46 @@ void AdamW::step(Context& ctx, double learning_rate, double gradient_scale) {
                        .gradient_scale = gradient_scale,
                        .correction1 = 1 - std::pow(options_.beta1, t),
                        .correction2 = 1 - std::pow(options_.beta2, t)};
-  if (ctx.on_cpu()) return step_cpu(ctx, step);
-  if constexpr (kWithCuda) step_cuda(ctx, step);
+  if (ctx.on_cpu()) step_cpu(ctx, slots_, pieces_, step);
+  else step_on_host(ctx, step);
 }
 
-void AdamW::step_cpu(Context& ctx, const AdamWStep& step) const {
-  ctx.parallel_for(static_cast<int64_t>(pieces_.size()), 1, [&](int64_t begin, int64_t end) {
+void AdamW::step_cpu(Context& ctx, const std::vector<OptimizerSlot>& slots, const std::vector<Piece>& pieces, const AdamWStep& step) {
+  ctx.parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const OptimizerSlot& slot = slots_[pieces_[i].slot];
-      dispatch_real("adamw", slot.m.dtype(), [&]<class T>() { update_piece<T>(slot, pieces_[i], step); });
+      const OptimizerSlot& slot = slots[pieces[i].slot];
+      dispatch_real("adamw", slot.m.dtype(), [&]<class T>() { update_piece<T>(slot, pieces[i], step); });
     }
   });
+}
+
+void AdamW::step_on_host(Context& ctx, const AdamWStep& step) const {
+  Context host(Stream{}, ctx.pool());
+  const auto fetched = [&](const Tensor& tensor) {
+    if (!tensor) return tensor;
+    const Tensor local = Tensor::empty(host, tensor.shape(), tensor.dtype());
+    copy_into(ctx, local, tensor);
+    return local;
+  };
+  std::vector<Parameter> parameters;
+  std::vector<OptimizerSlot> slots;
+  parameters.reserve(slots_.size());
+  for (const OptimizerSlot& slot : slots_) {
+    Parameter& local = parameters.emplace_back(*slot.parameter);
+    local.value = fetched(local.value);
+    local.grad = fetched(local.grad);
+    local.compute = fetched(local.compute);
+    slots.push_back({&local, fetched(slot.m), fetched(slot.v)});
+  }
+  ctx.synchronize();
+  step_cpu(host, slots, pieces_, step);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    copy_into(ctx, slots_[i].parameter->value, slots[i].parameter->value);
+    if (slots[i].parameter->compute) copy_into(ctx, slots_[i].parameter->compute, slots[i].parameter->compute);
+    copy_into(ctx, slots_[i].m, slots[i].m);
+    copy_into(ctx, slots_[i].v, slots[i].v);
+  }
+  ctx.synchronize();
 }
 
 double clip_scale(double norm, double max_norm) { return max_norm > 0 && norm > max_norm ? max_norm / norm : 1; }

@@ -11,7 +11,6 @@
 #pragma once
 #include <vector>
 
-#include "autograd/operator.h"
 #include "models/module.h"
 
 namespace braid {
@@ -37,8 +36,8 @@ struct AdamWStep {
   double correction1, correction2;  // 1 − β^t
 };
 
-/// All parameters are one list of equal pieces, so a step is one pass over everything, on any number of threads with the same bits,
-/// and on a GPU one launch over the same list.
+/// All parameters are one list of equal pieces, so a step is one pass over everything, on any number of threads with the same bits;
+/// a GPU kernel can walk the same list in one launch. Until there is one, parameters on a GPU are updated on the host.
 class AdamW {
  public:
   /// A piece of a parameter: elements [begin, end) of slot `slot`.
@@ -64,10 +63,10 @@ class AdamW {
   void set_num_updates(int64_t count) { num_updates_ = count; }
 
  private:
-  void step_cpu(Context& ctx, const AdamWStep& step) const;
-  void step_cuda(Context& ctx, const AdamWStep& step) const;  // cuda/kernels/adamw
-  double squared_norm_cpu(Context& ctx) const;
-  double squared_norm_cuda(Context& ctx) const;  // cuda/kernels/adamw
+  static double squared_norm_cpu(Context& ctx, const std::vector<Tensor>& grads, const std::vector<Piece>& pieces);
+  static void step_cpu(Context& ctx, const std::vector<OptimizerSlot>& slots, const std::vector<Piece>& pieces, const AdamWStep& step);
+  /// A GPU's parameters updated on the host, with copies around it.
+  void step_on_host(Context& ctx, const AdamWStep& step) const;
 
   AdamWOptions options_;
   std::vector<OptimizerSlot> slots_;
