@@ -23,6 +23,10 @@ int64_t num_chunks(const Sequences& seqs) {
 
 namespace {
 
+/// Always aligned alike: the order of Eigen's sums, and so their bits, depends on it.
+template <class T>
+using Scratch = std::vector<T, Eigen::aligned_allocator<T>>;
+
 /// Where a chunk lies.
 struct Place {
   int64_t lane, sequence, head;
@@ -165,7 +169,7 @@ void walk(Context& ctx, const Problem<T>& x, bool backwards, T* states, Prepare&
   if (lanes >= threads || longest <= 1) {
     const int64_t grain = std::max<int64_t>(1, lanes / (16 * threads));
     ctx.parallel_for(lanes, grain, [&](int64_t begin, int64_t end) {
-      std::vector<T> memory(counting.used());
+      Scratch<T> memory(counting.used());
       Arena<T> arena(memory.data());
       Chunk<T> c(arena, x);
       for (int64_t lane = begin; lane < end; ++lane) {
@@ -180,7 +184,7 @@ void walk(Context& ctx, const Problem<T>& x, bool backwards, T* states, Prepare&
     return;
   }
   const int64_t window = std::min<int64_t>(longest, (4 * threads + lanes - 1) / lanes);
-  std::vector<T> memory(window * lanes * counting.used());
+  Scratch<T> memory(window * lanes * counting.used());
   Arena<T> arena(memory.data());
   std::vector<Chunk<T>> chunks;
   for (int64_t i = 0; i < window * lanes; ++i) chunks.emplace_back(arena, x);
@@ -203,15 +207,15 @@ void walk(Context& ctx, const Problem<T>& x, bool backwards, T* states, Prepare&
 
 /// Padded copies [lanes, padded(K), padded(V)] of states [lanes, K, V] (null: zeros), and back.
 template <class T>
-std::vector<T> padded_states(const Problem<T>& x, const T* from) {
+Scratch<T> padded_states(const Problem<T>& x, const T* from) {
   const int64_t K = padded(x.K), V = padded(x.V);
-  std::vector<T> states(x.num_lanes() * K * V, T(0));
+  Scratch<T> states(x.num_lanes() * K * V, T(0));
   for (int64_t lane = 0; from && lane < x.num_lanes(); ++lane)
     matrix(states.data() + lane * K * V, x.K, x.V, V) = matrix(from + lane * x.K * x.V, x.K, x.V);
   return states;
 }
 template <class T>
-void store_states(const Problem<T>& x, const std::vector<T>& states, T* to) {
+void store_states(const Problem<T>& x, const Scratch<T>& states, T* to) {
   const int64_t K = padded(x.K), V = padded(x.V);
   for (int64_t lane = 0; lane < x.num_lanes(); ++lane) matrix(to + lane * x.K * x.V, x.K, x.V) = matrix(states.data() + lane * K * V, x.K, x.V, V);
 }
@@ -221,7 +225,7 @@ void store_states(const Problem<T>& x, const std::vector<T>& states, T* to) {
 template <class T>
 void chunked_forward(Context& ctx, const Problem<T>& x, T* o, T* final_state, const ChunkMemory<T>& memory) {
   const int64_t size = padded(x.K) * padded(x.V), size_u = kChunk * padded(x.V), size_A = kChunk * kChunk;
-  std::vector<T> states = padded_states(x, x.initial_state);
+  Scratch<T> states = padded_states(x, x.initial_state);
   const auto prepare = [&](const Place& at, Chunk<T>& c) {
     load(x, at, c);
     chunk::invert_unit_lower(c.R, c.M, c.beta, memory.inverse + at.index * size_A, kChunk, c.scratch);
@@ -238,7 +242,7 @@ void chunked_forward(Context& ctx, const Problem<T>& x, T* o, T* final_state, co
 template <class T>
 void chunked_backward(Context& ctx, const Problem<T>& x, const ChunkMemory<T>& memory, const Gradients<T>& grads) {
   const int64_t size = padded(x.K) * padded(x.V), size_u = kChunk * padded(x.V), size_A = kChunk * kChunk;
-  std::vector<T> d_states = padded_states(x, grads.d_final_state);
+  Scratch<T> d_states = padded_states(x, grads.d_final_state);
   const auto prepare = [&](const Place& at, Chunk<T>& c) {
     load(x, at, c);
     const T* d_o = grads.d_o ? grads.d_o + (at.begin * x.HV + at.head) * x.V : nullptr;

@@ -1,0 +1,307 @@
+#include "ops/recurrence/gated_delta_rule.h"
+
+#include <cmath>
+
+#include "tests/support/sequence_laws.h"
+
+namespace braid {
+namespace {
+
+using namespace braid::testing;
+
+using Inputs = GatedDeltaRule::Inputs;
+using Attrs = GatedDeltaRule::Attrs;
+
+enum class Decay { none, head, channel };
+
+/// Shapes and kinds of one problem; q, k, v are standard normal times `size`.
+struct Spec {
+  std::vector<int64_t> lengths;
+  int64_t H = 2, HV = 2, K = 5, V = 7;
+  Decay decay = Decay::head;
+  double low = -1, high = 0;  // of log_decay
+  bool l2norm = true, state = true;
+  double beta_low = 0, beta_high = 1, size = 1;
+  std::optional<double> scale = {};
+};
+
+Inputs make_inputs(Context& ctx, Random& random, const Spec& x) {
+  const Sequences seqs = Sequences::of_lengths(x.lengths);
+  const int64_t N = seqs.num_tokens(), S = seqs.count();
+  Inputs in;
+  in.q = normal(ctx, random, {N, x.H, x.K}, x.size);
+  in.k = normal(ctx, random, {N, x.H, x.K}, x.size);
+  in.v = normal(ctx, random, {N, x.HV, x.V}, x.size);
+  in.beta = uniform(ctx, random, {N, x.HV}, x.beta_low, x.beta_high);
+  if (x.decay == Decay::head) in.log_decay = uniform(ctx, random, {N, x.HV}, x.low, x.high);
+  if (x.decay == Decay::channel) in.log_decay = uniform(ctx, random, {N, x.HV, x.K}, x.low, x.high);
+  if (x.state) in.initial_state = normal(ctx, random, {S, x.HV, x.K, x.V}, x.size);
+  return in;
+}
+
+Attrs make_attrs(const Spec& x, Form form) {
+  return {.seqs = Sequences::of_lengths(x.lengths), .scale = x.scale, .qk_l2norm = x.l2norm, .form = form};
+}
+
+OpCase<GatedDeltaRule> make_case(const std::string& name, const Spec& x, Form form = Form::automatic) {
+  return {.name = name, .inputs = [x](Context& ctx, Random& random) { return make_inputs(ctx, random, x); }, .attrs = make_attrs(x, form)};
+}
+
+OpCase<GatedDeltaRule> long_case(const std::string& name, const Spec& x) {
+  OpCase<GatedDeltaRule> result = make_case(name, x, Form::chunked);
+  result.gradcheck = false;
+  return result;
+}
+
+const InputKinds kKinds{
+    .accumulator = {"beta", "log_decay", "initial_state"}, .token = {"q", "k", "v", "beta", "log_decay"}, .state = {"initial_state"}};
+
+std::vector<OpCase<GatedDeltaRule>> cases() {
+  using enum Decay;
+  const std::vector<int64_t> few = {3, 0, 1, 19}, many = {0, 1, 15, 16, 17, 63, 64, 65, 200};
+  return {
+      make_case("token_none", {.lengths = few, .decay = none, .state = false}, Form::token),
+      make_case("token_head_grouped", {.lengths = few, .HV = 4, .scale = 0.7}, Form::token),
+      make_case("token_channel", {.lengths = few, .H = 1, .HV = 2, .decay = channel}, Form::token),
+      make_case("chunked_none", {.lengths = few, .decay = none}, Form::chunked),
+      make_case("chunked_head_grouped", {.lengths = few, .HV = 4, .state = false, .scale = 0.7}, Form::chunked),
+      make_case("chunked_channel_grouped", {.lengths = {3, 0, 1, 37}, .H = 1, .HV = 2, .decay = channel}, Form::chunked),
+      make_case("chunked_two_chunks", {.lengths = {70}, .H = 1, .HV = 1, .K = 3, .V = 2, .decay = channel, .low = -0.2}, Form::chunked),
+      make_case("step", {.lengths = {1, 1, 1}, .HV = 4}),
+      make_case("empty", {.lengths = {0, 0}}),
+      long_case("lengths_none", {.lengths = many, .K = 16, .V = 24, .decay = none}),
+      long_case("lengths_head", {.lengths = many, .HV = 4, .K = 20, .V = 16, .low = -0.3}),
+      long_case("lengths_channel", {.lengths = many, .HV = 4, .K = 20, .V = 16, .decay = channel, .low = -0.3}),
+      long_case("strong_head", {.lengths = {65, 40}, .low = -30, .high = -29}),
+      long_case("strong_channel", {.lengths = {65, 40}, .decay = channel, .low = -30, .high = -29}),
+      long_case("mixed_head", {.lengths = {150}, .low = -30}),
+      long_case("mixed_channel", {.lengths = {150}, .decay = channel, .low = -30}),
+      long_case("beta_two", {.lengths = {130}, .K = 16, .low = -0.1, .beta_low = 2, .beta_high = 2}),
+      long_case("beta_one", {.lengths = {130}, .K = 16, .decay = none, .beta_low = 1, .beta_high = 1}),
+      long_case("beta_zero", {.lengths = {130}, .K = 16, .decay = channel, .low = -0.1, .beta_high = 0}),
+  };
+}
+
+const bool kLaws = register_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
+const bool kSequenceLaws = register_sequence_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
+
+/// The equations of the header in plain loops.
+struct Naive {
+  Naive(Context& ctx, const Inputs& in, const Spec& x) : o(in.v.numel()), final_state(to_vector<double>(ctx, start(ctx, in, x))) {
+    const auto q = to_vector<double>(ctx, in.q), k = to_vector<double>(ctx, in.k), v = to_vector<double>(ctx, in.v),
+               beta = to_vector<double>(ctx, in.beta);
+    const auto log_decay = in.log_decay ? to_vector<double>(ctx, in.log_decay) : std::vector<double>{};
+    const double scale = x.scale.value_or(1 / std::sqrt(static_cast<double>(x.K)));
+    const Sequences seqs = Sequences::of_lengths(x.lengths);
+    for (int64_t s = 0; s < seqs.count(); ++s) {
+      for (int64_t j = 0; j < x.HV; ++j) {
+        double* S = final_state.data() + (s * x.HV + j) * x.K * x.V;
+        for (int64_t n = seqs.begin(s); n < seqs.end(s); ++n) {
+          const int64_t query = (n * x.H + j / (x.HV / x.H)) * x.K, row = n * x.HV + j;
+          double q_norm = 1, k_norm = 1;
+          if (x.l2norm) {
+            double q_sum = 1e-6, k_sum = 1e-6;
+            for (int64_t c = 0; c < x.K; ++c) q_sum += q[query + c] * q[query + c], k_sum += k[query + c] * k[query + c];
+            q_norm = std::sqrt(q_sum), k_norm = std::sqrt(k_sum);
+          }
+          for (int64_t c = 0; c < x.K; ++c) {
+            const double log_a = x.decay == Decay::none ? 0 : x.decay == Decay::head ? log_decay[row] : log_decay[row * x.K + c];
+            for (int64_t d = 0; d < x.V; ++d) S[c * x.V + d] *= std::exp(log_a);
+          }
+          for (int64_t d = 0; d < x.V; ++d) {
+            double read = 0, sum = 0;
+            for (int64_t c = 0; c < x.K; ++c) read += S[c * x.V + d] * k[query + c] / k_norm;
+            const double u = beta[row] * (v[row * x.V + d] - read);
+            for (int64_t c = 0; c < x.K; ++c) {
+              S[c * x.V + d] += k[query + c] / k_norm * u;
+              sum += S[c * x.V + d] * q[query + c] / q_norm;
+            }
+            o[row * x.V + d] = scale * sum;
+          }
+        }
+      }
+    }
+  }
+  static Tensor start(Context& ctx, const Inputs& in, const Spec& x) {
+    return in.initial_state ? in.initial_state : Tensor::zeros(ctx, {static_cast<int64_t>(x.lengths.size()), x.HV, x.K, x.V}, DType::f64);
+  }
+  std::vector<double> o, final_state;
+};
+
+TEST(GatedDeltaRule, equals_its_definition) {
+  Context ctx(2);
+  for (const Decay decay : {Decay::none, Decay::head, Decay::channel}) {
+    for (const bool l2norm : {false, true}) {
+      const Spec x{
+          .lengths = {0, 1, 20, 70}, .HV = 4, .decay = decay, .l2norm = l2norm, .size = 0.5, .scale = l2norm ? std::optional(0.3) : std::nullopt};
+      Random random(3);
+      const Inputs in = make_inputs(ctx, random, x);
+      const Naive expected(ctx, in, x);
+      for (const Form form : {Form::token, Form::chunked, Form::automatic}) {
+        const auto out = apply<GatedDeltaRule>(ctx, in, make_attrs(x, form));
+        EXPECT_LE(relative_error(ctx, out.o, from_vector(ctx, expected.o, out.o.shape())), 1e-12);
+        EXPECT_LE(relative_error(ctx, out.final_state, from_vector(ctx, expected.final_state, out.final_state.shape())), 1e-12);
+      }
+    }
+  }
+}
+
+/// f64 and f32 chunked runs against the f64 token form of the same (f32) values; everything finite.
+void expect_forms_agree(Context& ctx, const Inputs& exact, const Spec& x, double f32_tolerance) {
+  const Inputs narrow = in_dtype<GatedDeltaRule>(ctx, exact, DType::f32, kKinds), wide = in_dtype<GatedDeltaRule>(ctx, narrow, DType::f64, kKinds);
+  const auto token = run_op<GatedDeltaRule>(ctx, wide, make_attrs(x, Form::token));
+  const auto chunked = run_op<GatedDeltaRule>(ctx, wide, make_attrs(x, Form::chunked));
+  expect_close(ctx, chunked.out, token.out, 1e-10, "f64 ");
+  expect_close(ctx, chunked.d_in, token.d_in, 1e-10, "f64 d_");
+  for (const Form form : {Form::token, Form::chunked}) {
+    const auto run = run_op<GatedDeltaRule>(ctx, narrow, make_attrs(x, form));
+    const std::string what = form == Form::token ? "f32 token " : "f32 chunked ";
+    expect_close(ctx, run.out, token.out, f32_tolerance, what);
+    expect_close(ctx, run.d_in, token.d_in, f32_tolerance, what + "d_");
+    for (const Tensor* tensor : tensors_of(run.d_in)) EXPECT_TRUE(!tensor->defined() || all_finite(ctx, *tensor));
+  }
+}
+
+Tensor filled(Context& ctx, const Shape& shape, double value) { return from_vector(ctx, std::vector<double>(shape.numel(), value), shape); }
+
+TEST(GatedDeltaRule, identical_and_zero_keys) {
+  Context ctx(2);
+  for (const Decay decay : {Decay::none, Decay::head, Decay::channel}) {
+    for (const double beta : {0.0, 0.5, 1.0, 2.0}) {
+      for (const double key : {0.0, 1.0}) {
+        const Spec x{.lengths = {130, 20}, .K = 8, .V = 8, .decay = decay, .low = -0.05, .beta_low = beta, .beta_high = beta};
+        Random random(4);
+        Inputs in = make_inputs(ctx, random, x);
+        in.k = filled(ctx, in.k.shape(), key);
+        SCOPED_TRACE(::testing::Message() << "decay " << static_cast<int>(decay) << " beta " << beta << " key " << key);
+        // A reflection in each token forgets no rounding error: in f32 the definition itself is off by 1.7e-5 after 130 tokens.
+        expect_forms_agree(ctx, in, x, beta == 2 && key == 1 ? 3e-5 : 1e-5);
+      }
+    }
+  }
+}
+
+TEST(GatedDeltaRule, huge_and_tiny_values) {
+  Context ctx(2);
+  for (const double size : {1e-12, 1e4, 1e12}) {
+    const Spec x{.lengths = {70}, .K = 8, .V = 8, .low = -0.5, .size = size};
+    Random random(5);
+    SCOPED_TRACE(::testing::Message() << "size " << size);
+    expect_forms_agree(ctx, make_inputs(ctx, random, x), x, 1e-5);
+  }
+  const Spec x{.lengths = {70}, .K = 8, .V = 8, .state = false};
+  Random random(6);
+  Inputs in = make_inputs(ctx, random, x);
+  in.q = normal(ctx, random, in.q.shape(), 1e30);  // whose squares overflow
+  in.k = normal(ctx, random, in.k.shape(), 1e30);
+  expect_forms_agree(ctx, in, x, 1e-5);
+}
+
+TEST(GatedDeltaRule, extreme_decays_are_finite) {
+  Context ctx(2);
+  for (const Decay decay : {Decay::head, Decay::channel}) {
+    for (const double log_decay : {-1e3, -1e30}) {
+      const Spec x{.lengths = {100}, .K = 8, .V = 8, .decay = decay, .low = -0.5};
+      Random random(8);
+      Inputs in = make_inputs(ctx, random, x);
+      for (int64_t n = 0; n < 100; n += 7)
+        for (int64_t i = 0; i < in.log_decay.numel() / 100; ++i) in.log_decay.data<double>()[n * in.log_decay.numel() / 100 + i] = log_decay;
+      expect_forms_agree(ctx, in, x, 1e-5);
+    }
+  }
+}
+
+TEST(GatedDeltaRule, a_long_member) {
+  Context ctx(2);
+  for (const Decay decay : {Decay::none, Decay::channel}) {
+    const Spec x{.lengths = {5, 100000, 1}, .H = 1, .HV = 1, .K = 4, .V = 3, .decay = decay, .low = -0.1};
+    Random random(9);
+    const Inputs in = make_inputs(ctx, random, x);
+    const auto token = run_op<GatedDeltaRule>(ctx, in, make_attrs(x, Form::token));
+    const auto chunked = run_op<GatedDeltaRule>(ctx, in, make_attrs(x, Form::chunked));
+    expect_close(ctx, chunked.out, token.out, 1e-10, "");
+    expect_close(ctx, chunked.d_in, token.d_in, 1e-10, "d_");
+  }
+}
+
+// One lane and eight threads: chunks are prepared and finished side by side.
+TEST(GatedDeltaRule, few_lanes_give_the_same_bits) {
+  Context one(1), eight(8);
+  for (const Decay decay : {Decay::none, Decay::head, Decay::channel}) {
+    const Spec x{.lengths = {1000, 130, 0}, .H = 1, .HV = 1, .K = 16, .V = 16, .decay = decay, .low = -0.1};
+    Random random(10);
+    const Inputs in = in_dtype<GatedDeltaRule>(one, make_inputs(one, random, x), DType::f32, kKinds);
+    const Attrs attrs = make_attrs(x, Form::chunked);
+    expect_same_runs(one, run_op<GatedDeltaRule>(eight, in, attrs), run_op<GatedDeltaRule>(one, in, attrs));
+  }
+}
+
+TEST(GatedDeltaRule, only_one_gradient_comes_and_one_is_wanted) {
+  Context ctx(2);
+  const Spec x{.lengths = {70, 3}, .HV = 4, .decay = Decay::channel};
+  Random random(11);
+  const Inputs in = make_inputs(ctx, random, x);
+  for (const bool through_state : {false, true}) {
+    Tensor expected;
+    for (const Form form : {Form::token, Form::chunked}) {
+      Tape tape;
+      WithTape recording(ctx, &tape);
+      Inputs leaves = in;
+      leaves.k = tape.leaf(in.k);
+      const auto out = apply<GatedDeltaRule>(ctx, leaves, make_attrs(x, form));
+      const Tensor& root = through_state ? out.final_state : out.o;
+      tape.backward(ctx, {root}, {filled(ctx, root.shape(), 1)});
+      const Tensor d_k = tape.grad(leaves.k);
+      if (expected) {
+        EXPECT_LE(relative_error(ctx, d_k, expected), 1e-12);
+      }
+      expected = d_k;
+    }
+  }
+}
+
+void expect_error(Context& ctx, const Inputs& in, const Attrs& attrs, const std::string& message) {
+  try {
+    apply<GatedDeltaRule>(ctx, in, attrs);
+    ADD_FAILURE() << "accepted; expected: " << message;
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()), message);
+  }
+}
+
+TEST(GatedDeltaRule, errors_name_argument_expected_and_given) {
+  Context ctx;
+  const Spec x{.lengths = {4, 2}, .HV = 4};
+  const Attrs attrs = make_attrs(x, Form::automatic);
+  Random random(12);
+  const Inputs good = make_inputs(ctx, random, x);
+  const auto refuse = [&](auto change, const std::string& message) {
+    Inputs in = good;
+    change(in);
+    expect_error(ctx, in, attrs, "gated_delta_rule: " + message);
+  };
+  const auto zeros = [&](const Shape& shape, DType dtype = DType::f64) { return Tensor::zeros(ctx, shape, dtype); };
+  refuse([&](Inputs& in) { in.q = {}; }, "q must be floating [N, H, K], got nothing");
+  refuse([&](Inputs& in) { in.q = zeros({6, 10}); }, "q must be floating [N, H, K], got f64 [6, 10]");
+  refuse([&](Inputs& in) { in.q = zeros({6, 2, 0}); }, "q must have at least one head and one channel, got [6, 2, 0]");
+  refuse([&](Inputs& in) { in.k = zeros({6, 2, 4}); }, "k must be f64 [N = 6, H = 2, K = 5], got f64 [6, 2, 4]");
+  refuse([&](Inputs& in) { in.k = zeros({6, 2, 5}, DType::f32); }, "k must be f64 [N = 6, H = 2, K = 5], got f32 [6, 2, 5]");
+  refuse([&](Inputs& in) { in.v = zeros({5, 4, 7}); }, "v must be f64 [N = 6, HV, V], got f64 [5, 4, 7]");
+  refuse([&](Inputs& in) { in.v = zeros({6, 3, 7}); }, "v must have a multiple of H = 2 heads, got [6, 3, 7]");
+  refuse([&](Inputs& in) { in.v = zeros({6, 4, 0}); }, "v must have at least one channel, got [6, 4, 0]");
+  refuse([&](Inputs& in) { in.beta = zeros({6, 2}); }, "beta must be f64 [N = 6, HV = 4], got f64 [6, 2]");
+  refuse([&](Inputs& in) { in.beta = zeros({6, 4}, DType::bf16); }, "beta must be f64 [N = 6, HV = 4], got bf16 [6, 4]");
+  refuse([&](Inputs& in) { in.log_decay = zeros({6, 2}); }, "log_decay must be f64 [N = 6, HV = 4], got f64 [6, 2]");
+  refuse([&](Inputs& in) { in.log_decay = zeros({6, 4, 7}); }, "log_decay must be f64 [N = 6, HV = 4, K = 5], got f64 [6, 4, 7]");
+  refuse(
+      [&](Inputs& in) {
+        in.initial_state = zeros({1, 4, 5, 7});
+      },
+      "initial_state must be f64 [S = 2, HV = 4, K = 5, V = 7], got f64 [1, 4, 5, 7]");
+  Attrs short_attrs = attrs;
+  short_attrs.seqs = Sequences::single(5);
+  expect_error(ctx, good, short_attrs, "gated_delta_rule: cu_seqlens must end at N = 6 tokens of q, got 5");
+}
+
+}  // namespace
+}  // namespace braid
