@@ -99,8 +99,7 @@ Hdf5Group Hdf5Group::create_group(const std::string& path) {
   return made;
 }
 
-Hdf5File::Hdf5File(Hdf5Handle file, std::shared_ptr<Hdf5FileState> state)
-    : Hdf5Group({H5Gopen2(file.id(), "/", H5P_DEFAULT), state->name}, "", state), library_file_(std::move(file)) {}
+Hdf5File::Hdf5File(std::shared_ptr<Hdf5FileState> state) : Hdf5Group({H5Gopen2(state->file.id(), "/", H5P_DEFAULT), state->name}, "", state) {}
 
 Hdf5File Hdf5File::open(const Path& path) {
   silence_hdf5();
@@ -108,9 +107,9 @@ Hdf5File Hdf5File::open(const Path& path) {
   state->name = path.string();
   state->num_bytes = InputFile(path).size_bytes();  // plain words for a file that is missing
   const Hdf5Handle access = access_properties(state->name);
-  Hdf5Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), state->name + ": cannot be read as HDF5");
-  state->writes = hdf5_writes(file.id());
-  return Hdf5File(std::move(file), std::move(state));
+  state->file = Hdf5Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), state->name + ": cannot be read as HDF5");
+  state->writes = hdf5_writes(state->file.id());
+  return Hdf5File(std::move(state));
 }
 
 Hdf5File Hdf5File::create(const Path& path, const Path& shown) {
@@ -119,15 +118,15 @@ Hdf5File Hdf5File::create(const Path& path, const Path& shown) {
   state->name = shown.string();
   state->num_bytes = INT64_MAX;  // what is written here is trusted
   const Hdf5Handle access = access_properties(state->name);
-  Hdf5Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), "cannot write " + state->name);
-  state->writes = hdf5_writes(file.id());
-  return Hdf5File(std::move(file), std::move(state));
+  state->file = Hdf5Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), "cannot write " + state->name);
+  state->writes = hdf5_writes(state->file.id());
+  return Hdf5File(std::move(state));
 }
 
 void Hdf5File::close() {
   silence_hdf5();
-  BRAID_CHECK(H5Iis_valid(library_file_.id()) > 0, file_->name, ": the file is closed already");
-  const herr_t closed = H5Fclose(library_file_.id());
+  BRAID_CHECK(H5Iis_valid(file_->file.id()) > 0, file_->name, ": the file is closed already");
+  const herr_t closed = H5Fclose(file_->file.id());
   file_->check_writes();
   check_hdf5(closed, "cannot write " + file_->name);
 }

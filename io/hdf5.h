@@ -110,12 +110,11 @@ class Hdf5File : public Hdf5Group {
   static Hdf5File create(const Path& path, const Path& shown);
   static Hdf5File create(const Path& path) { return create(path, path); }
   /// Writes all that is pending and closes; no object of the file may be used afterwards. Error when any write failed (disk full).
-  /// Without it the destructor closes too, but cannot report.
+  /// Without it the file closes with the last of its objects, but cannot report.
   void close();
 
  private:
-  Hdf5File(Hdf5Handle file, std::shared_ptr<Hdf5FileState> state);
-  Hdf5Handle library_file_;
+  explicit Hdf5File(std::shared_ptr<Hdf5FileState> state);
 };
 
 }  // namespace braid

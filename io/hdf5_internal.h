@@ -15,6 +15,7 @@ struct Hdf5FileState {
   std::string name;  // what errors call the file
   int64_t num_bytes = 0;
   std::shared_ptr<Hdf5Writes> writes;
+  Hdf5Handle file;  // shared by all objects of the file: it lives as long as one of them
 
   /// Error when a write to the file has failed.
   void check_writes() const;
