@@ -4,6 +4,7 @@
 //   dU = P^T dO + K⁻ dS,   dR = A^T dU,   dV = B dR,   dS_start = diag(total) dS + Q⁺^T dO − K⁺^T dV
 //   dQ⁺ = dO S^T,   dK⁺ = −dV S^T,   dK⁻ = U dS^T,   dP = dO U^T,   dM = −dV U^T,   dbeta = dR · (V − K⁺ S) − (dR U^T ∘ M) 1
 // prepare and finish know one chunk only; what runs through the sequence (sweep) is kept as short as that allows.
+#include <algorithm>
 #include <vector>
 
 #include "ops/eigen.h"
@@ -167,13 +168,15 @@ void walk(Context& ctx, const Problem<T>& x, bool backwards, T* states, Prepare&
   const Chunk<T> counted(counting, x);
   const auto place = [&](int64_t lane, int64_t step) { return layout.place(x, lane, backwards ? layout.length(lane / x.HV) - 1 - step : step); };
   if (lanes >= threads || longest <= 1) {
-    const int64_t grain = std::max<int64_t>(1, lanes / (16 * threads));
+    const int64_t grain = std::clamp<int64_t>(lanes / threads, 1, 8);
     ctx.parallel_for(lanes, grain, [&](int64_t begin, int64_t end) {
       Scratch<T> memory(counting.used());
       Arena<T> arena(memory.data());
       Chunk<T> c(arena, x);
-      for (int64_t lane = begin; lane < end; ++lane) {
-        for (int64_t step = 0; step < layout.length(lane / x.HV); ++step) {
+      // Chunk by chunk, so that the heads of a token are read while its pages are at hand.
+      for (int64_t step = 0; step < longest; ++step) {
+        for (int64_t lane = begin; lane < end; ++lane) {
+          if (step >= layout.length(lane / x.HV)) continue;
           const Place at = place(lane, step);
           prepare(at, c);
           sweep(at, c, states + lane * size);
