@@ -20,10 +20,14 @@ void check_blas(cublasStatus_t status, const Product& p, const char* what) {
 
 cudaDataType_t data_type(DType dtype) {
   switch (dtype) {
-    case DType::bf16: return CUDA_R_16BF;
-    case DType::f32: return CUDA_R_32F;
-    case DType::f64: return CUDA_R_64F;
-    default: fail("cuda: products are of bf16, f32 or f64, got ", dtype);
+    case DType::bf16:
+      return CUDA_R_16BF;
+    case DType::f32:
+      return CUDA_R_32F;
+    case DType::f64:
+      return CUDA_R_64F;
+    default:
+      fail("cuda: products are of bf16, f32 or f64, got ", dtype);
   }
 }
 
@@ -40,7 +44,8 @@ using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, DType, 
 Plan make_plan(cublasLtHandle_t handle, const Product& p, DType in, DType out) {
   Plan plan;
   const bool is_double = in == DType::f64;
-  check_blas(cublasLtMatmulDescCreate(&plan.operation, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, is_double ? CUDA_R_64F : CUDA_R_32F), p, "setup");
+  check_blas(cublasLtMatmulDescCreate(&plan.operation, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, is_double ? CUDA_R_64F : CUDA_R_32F), p,
+             "setup");
   const cublasOperation_t first = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   check_blas(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof(first)), p, "setup");
   check_blas(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof(second)), p, "setup");
@@ -52,11 +57,11 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p, DType in, DType out) {
   layout(plan.c, out, p.m, p.n);
   cublasLtMatmulPreference_t preference;
   check_blas(cublasLtMatmulPreferenceCreate(&preference), p, "setup");
-  check_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes, sizeof(kWorkspaceBytes)), p, "setup");
+  check_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes, sizeof(kWorkspaceBytes)), p,
+             "setup");
   cublasLtMatmulHeuristicResult_t best;
   int found = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &best, &found);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &best, &found);
   cublasLtMatmulPreferenceDestroy(preference);
   check_blas(status, p, "heuristic");
   BRAID_CHECK(found > 0, "cuda: cuBLASLt has no algorithm for a product [", p.m, ", ", p.k, "] x [", p.k, ", ", p.n, "] of ", in);
@@ -96,8 +101,8 @@ class Products {
 
 void multiply(Context& ctx, const Product& product, const Tensor& a, const Tensor& b, const Tensor& c) {
   static Products* products = new Products;
-  BRAID_CHECK(a.dtype() == b.dtype() && (c.dtype() == a.dtype() || c.dtype() == DType::f32), "cuda: a product of ", a.dtype(), " and ", b.dtype(), " into ",
-              c.dtype(), " is not built");
+  BRAID_CHECK(a.dtype() == b.dtype() && (c.dtype() == a.dtype() || c.dtype() == DType::f32), "cuda: a product of ", a.dtype(), " and ", b.dtype(),
+              " into ", c.dtype(), " is not built");
   if (product.m == 0 || product.n == 0) return;
   if (product.k == 0) {
     if (!product.add) fill_zero(ctx, c);

@@ -16,8 +16,8 @@ void check(cudaError_t status, std::string_view what, std::source_location where
 void check_launch(cudaError_t status, std::string_view kernel_name, const LaunchConfig& config) {
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  fail("cuda: kernel ", kernel_name, " did not start: ", cudaGetErrorString(status), "; grid ", config.grid.x, "x", config.grid.y, "x", config.grid.z, ", block ",
-       config.block.x, "x", config.block.y, ", ", config.shared_bytes, " bytes of shared memory, cluster ", config.cluster);
+  fail("cuda: kernel ", kernel_name, " did not start: ", cudaGetErrorString(status), "; grid ", config.grid.x, "x", config.grid.y, "x", config.grid.z,
+       ", block ", config.block.x, "x", config.block.y, ", ", config.shared_bytes, " bytes of shared memory, cluster ", config.cluster);
 }
 
 void allow_shared_bytes(const void* kernel, std::string_view kernel_name, size_t shared_bytes) {

@@ -24,9 +24,9 @@ const DeviceFacts& facts(int index);
 Context make_context(int index = 0);
 
 struct MemoryUse {
-  int64_t used_bytes = 0;   // by live tensors
-  int64_t peak_bytes = 0;   // most at once since the start or the last reset
-  int64_t free_bytes = 0;   // on the device, the pool's own reserve included
+  int64_t used_bytes = 0;  // by live tensors
+  int64_t peak_bytes = 0;  // most at once since the start or the last reset
+  int64_t free_bytes = 0;  // on the device, the pool's own reserve included
 };
 MemoryUse memory_use(int index = 0);
 void reset_peak_memory(int index = 0);

@@ -83,7 +83,9 @@ struct BinaryForward {
   __device__ void operator()(const float (&in)[2], float (&out)[1]) const { out[0] = op.value(in[0], in[1]); }
 };
 template <class F>
-inline constexpr bool kConstantSlopes = requires { double{F::slope_a}; };
+inline constexpr bool kConstantSlopes = requires {
+  double{F::slope_a};
+};
 
 template <class F>
 struct BinaryBackward {  // in: d_y, a, b (d_y thrice where the slopes are constants)
@@ -153,7 +155,8 @@ SwiGlu::Saved SwiGlu::forward_cuda(Context& ctx, const Inputs& in, const Attrs&,
 
 void SwiGlu::backward_cuda(Context& ctx, const Saved& saved, const Attrs&, const Outputs& d_out, Inputs& d_in) {
   map(ctx, name, saved.gate.dtype(),
-      MapParams<SwiGluBackward, 3, 2>{{d_out.y.raw(), saved.gate.raw(), saved.up.raw()}, {cuda::address(d_in.gate), cuda::address(d_in.up)}, saved.gate.numel(), 0, {}});
+      MapParams<SwiGluBackward, 3, 2>{
+          {d_out.y.raw(), saved.gate.raw(), saved.up.raw()}, {cuda::address(d_in.gate), cuda::address(d_in.up)}, saved.gate.numel(), 0, {}});
 }
 
 Cast::Saved Cast::forward_cuda(Context& ctx, const Inputs& in, const Attrs&, Outputs& out) {

@@ -101,12 +101,14 @@ using cuda::address;
 RmsNorm::Saved RmsNorm::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   const int64_t D = in.x.size(-1), rows = cuda::num_rows(in.x);
   Saved saved{in.residual ? out.sum : in.x, in.weight, Tensor::empty(ctx, {rows}, DType::f32)};
-  const ForwardParams params{in.x.raw(),  address(in.residual),  in.weight.data<float>(), address(out.sum), out.y.raw(),
-                             saved.rstd.data<float>(), rows, D, static_cast<float>(attrs.eps)};
+  const ForwardParams params{
+      in.x.raw(), address(in.residual),         in.weight.data<float>(), address(out.sum), out.y.raw(), saved.rstd.data<float>(), rows,
+      D,          static_cast<float>(attrs.eps)};
   const bool aligned = cuda::aligned16(in.x) && cuda::aligned16(in.residual) && cuda::aligned16(in.weight);
   cuda::dispatch_rows(name, in.x.dtype(), D, aligned, [&]<class T, class Plan>() {
     const int64_t blocks = cuda::num_row_blocks(rows, Plan::kRowsPerBlock);
-    cuda::launch(ctx.stream(), "rms_norm_forward", &rms_norm_forward<T, Plan>, {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads}, params);
+    cuda::launch(ctx.stream(), "rms_norm_forward", &rms_norm_forward<T, Plan>, {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads},
+                 params);
   });
   return saved;
 }
@@ -118,9 +120,17 @@ void RmsNorm::backward_cuda(Context& ctx, const Saved& saved, const Attrs&, cons
   cuda::dispatch_rows(name, saved.sum.dtype(), D, aligned, [&]<class T, class Plan>() {
     const int64_t blocks = cuda::num_row_blocks(rows, Plan::kRowsPerBlock);
     const Tensor partials = d_in.weight ? Tensor::empty(ctx, {blocks, D}, DType::f32) : Tensor{};
-    const BackwardParams params{saved.sum.raw(),          address(d_out.y), address(d_out.sum), saved.weight.data<float>(),
-                                saved.rstd.data<float>(), address(target),  cuda::address_of<float>(partials), rows, D};
-    cuda::launch(ctx.stream(), "rms_norm_backward", &rms_norm_backward<T, Plan>, {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads}, params);
+    const BackwardParams params{saved.sum.raw(),
+                                address(d_out.y),
+                                address(d_out.sum),
+                                saved.weight.data<float>(),
+                                saved.rstd.data<float>(),
+                                address(target),
+                                cuda::address_of<float>(partials),
+                                rows,
+                                D};
+    cuda::launch(ctx.stream(), "rms_norm_backward", &rms_norm_backward<T, Plan>, {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads},
+                 params);
     if (d_in.weight) cuda::sum_partials(ctx, partials, d_in.weight);
   });
   if (d_in.residual) d_in.residual = target;

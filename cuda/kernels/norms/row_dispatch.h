@@ -7,12 +7,13 @@
 
 namespace braid::cuda {
 
-using NarrowRows = device::RowPlan<8, 8, 1>;     // D ≤ 64
-using MiddleRows = device::RowPlan<32, 8, 4>;    // D ≤ 1024
-using WideRows = device::RowPlan<256, 8, 4>;     // D ≤ 8192
-using AnyRows = device::RowPlan<256, 1, 32>;     // D ≤ 8192, not a multiple of 8
+using NarrowRows = device::RowPlan<8, 8, 1>;   // D ≤ 64
+using MiddleRows = device::RowPlan<32, 8, 4>;  // D ≤ 1024
+using WideRows = device::RowPlan<256, 8, 4>;   // D ≤ 8192
+using AnyRows = device::RowPlan<256, 1, 32>;   // D ≤ 8192, not a multiple of 8
 
-/// body.operator()<T, Plan>() for the dtype (bf16 or f32), width and whether every tensor is aligned to 16 bytes. Throws Error, in the name of `op`, for others.
+/// body.operator()<T, Plan>() for the dtype (bf16 or f32), width and whether every tensor is aligned to 16 bytes. Throws Error, in the name of `op`,
+/// for others.
 template <class Body>
 void dispatch_rows(std::string_view op, DType dtype, int64_t D, bool aligned, Body&& body) {
   BRAID_CHECK(dtype == DType::bf16 || dtype == DType::f32, op, ": on a GPU expected bf16 or f32, got ", dtype);
