@@ -50,7 +50,7 @@ for preset in $presets; do
   echo "== $preset"
   build=$(preset_folder "$preset")
   nvcc=$(find_nvcc)
-  if ! cmake --preset "$preset" ${nvcc:+-DCMAKE_CUDA_COMPILER="$nvcc"} >"$logs/configure" 2>&1; then
+  if ! cmake --preset "$preset" -DBRAID_TESTS=ON ${nvcc:+-DCMAKE_CUDA_COMPILER="$nvcc"} >"$logs/configure" 2>&1; then
     tail -n 40 "$logs/configure"
     failed=$((failed + 1))
     continue

@@ -230,7 +230,7 @@ void check_study(const StudyOptions& options) {
   BRAID_CHECK(options.vocab_size >= std::max<int64_t>(256, task_vocab), "study: vocab_size must be at least ", std::max<int64_t>(256, task_vocab),
               " (bytes, and the recall task's tokens), got ", options.vocab_size);
   for (Family family : options.families)
-    for (const std::string& ratio : options.ratios) check_config(study_model(options, family, ratio));
+    for (const std::string& ratio : options.ratios) parse_config(to_json(study_model(options, family, ratio)));
 }
 
 ModelConfig study_model(const StudyOptions& options, Family family, const std::string& ratio) {
