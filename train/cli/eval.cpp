@@ -1,0 +1,125 @@
+// braid eval: perplexity on a data set, accuracy on recall tasks.
+#include <iostream>
+
+#include "io/json.h"
+#include "io/token_dataset.h"
+#include "train/cli/commands.h"
+#include "train/cli/model_source.h"
+#include "train/cli/options.h"
+#include "train/cli/table.h"
+#include "train/evaluate.h"
+
+namespace braid::cli {
+namespace {
+
+struct EvalOptions {
+  std::string model, task = "ppl", recall = "mqar", dtype = "f32", json;
+  std::vector<std::string> data;
+  int64_t context = 512, batch_tokens = 4096, max_tokens = 0, examples = 512, batch_examples = 64, seed = 0;
+  AssociativeRecallOptions mqar;
+  int64_t copy_length = 16, needle_length = 256, needles = 1;
+  DeviceOptions device;
+};
+
+void declare(Options& options, EvalOptions& o) {
+  options.text("model", "model directory, run or checkpoint", o.model);
+  options.require("model");
+  options.text("task", "ppl (perplexity) or recall", o.task);
+  options.list("data", "ppl: token data sets", o.data);
+  options.integer("context", "ppl: tokens of a window; windows know nothing of each other", o.context, 2);
+  options.integer("batch-tokens", "ppl: tokens taken at once", o.batch_tokens, 2);
+  options.integer("max-tokens", "ppl: only so many tokens of each data set; 0: all", o.max_tokens);
+  options.choice("recall", "recall: which task", o.recall, {"mqar", "copy", "needle"});
+  options.integer("examples", "recall: test examples", o.examples, 1);
+  options.integer("batch-examples", "recall: examples taken at once", o.batch_examples, 1);
+  options.integer("seed", "recall: of the examples; give the one trained with", o.seed);
+  options.integer("pairs", "mqar: key-value pairs", o.mqar.num_pairs, 1);
+  options.integer("keys", "mqar: different keys", o.mqar.num_keys, 1);
+  options.integer("values", "mqar: different values", o.mqar.num_values, 1);
+  options.integer("queries", "mqar: queries", o.mqar.num_queries, 1);
+  options.integer("gap", "mqar: fillers between pairs and queries", o.mqar.gap);
+  options.integer("length", "mqar: tokens in all; 0: as few as possible", o.mqar.length);
+  options.integer("copy-length", "copy: letters to repeat", o.copy_length, 1);
+  options.integer("needle-length", "needle: bytes of an example", o.needle_length, 1);
+  options.integer("needles", "needle: numbers hidden in it", o.needles, 1, 16);
+  options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
+  options.device(o.device);
+  options.json(o.json);
+}
+
+void check(const EvalOptions& o) {
+  BRAID_CHECK(o.task == "ppl" || o.task == "recall", "--task must be ppl or recall (RULER and zero-shot tasks are not part of this version), got ",
+              o.task);
+  require_path("--model", o.model);
+  BRAID_CHECK(o.task != "ppl" || !o.data.empty(), "--data must name a token data set for --task ppl, got nothing");
+  for (const std::string& path : o.data) require_file("--data", path);
+  require_writable_file("--json", o.json);
+}
+
+Json perplexity(Context& ctx, const HybridLm& model, const EvalOptions& o) {
+  Table table({"data", "tokens", "targets", "loss", "perplexity", "bits/token"});
+  Json list = Json::array();
+  for (const std::string& path : o.data) {
+    const int64_t vocab = TokenDataset(path).vocab_size();
+    BRAID_CHECK(vocab <= model.config().vocab_size, "--data must have at most ", model.config().vocab_size,
+                " tokens in its vocabulary, the model's, got ", path, " with ", vocab);
+    const auto data = open_token_source(path, model.config().vocab_size);
+    const TextScore score = evaluate_text(ctx, score_with(model), *data, o.context, o.batch_tokens, o.max_tokens);
+    table.add({path, std::to_string(score.num_tokens), std::to_string(score.num_targets), number(score.loss(), 6), number(score.perplexity(), 6),
+               number(score.bits_per_byte(), 6)});
+    list.push_back({{"data", path},
+                    {"tokens", score.num_tokens},
+                    {"targets", score.num_targets},
+                    {"loss", score.loss()},
+                    {"perplexity", score.perplexity()},
+                    {"bits_per_token", score.bits_per_byte()}});
+  }
+  table.print(std::cout);
+  return {{"task", "ppl"}, {"context", o.context}, {"results", list}};
+}
+
+std::unique_ptr<RecallTask> make_task(const EvalOptions& o) {
+  const auto seed = static_cast<uint64_t>(o.seed);
+  if (o.recall == "copy") return make_copy_task({.length = o.copy_length}, seed);
+  if (o.recall == "needle") return make_needle_task({.length = o.needle_length, .num_needles = o.needles}, seed);
+  return make_associative_recall(o.mqar, seed);
+}
+
+Json recall(Context& ctx, const HybridLm& model, const EvalOptions& o) {
+  const auto task = make_task(o);
+  BRAID_CHECK(task->vocab_size() <= model.config().vocab_size, "--recall ", o.recall, " needs a vocabulary of at least ", task->vocab_size(),
+              ", got a model with ", model.config().vocab_size);
+  const RecallScore score = evaluate_recall(ctx, score_with(model), *task, o.examples, o.batch_examples);
+  Table table({"task", "examples", "answers", "accuracy", "chance", "loss"});
+  table.add({o.recall, std::to_string(score.num_examples), std::to_string(score.num_answers), number(score.accuracy(), 4), number(task->chance(), 4),
+             number(score.loss(), 6)});
+  table.print(std::cout);
+  return {{"task", "recall"},
+          {"recall", o.recall},
+          {"examples", score.num_examples},
+          {"answers", score.num_answers},
+          {"correct", score.num_correct},
+          {"accuracy", score.accuracy()},
+          {"chance", task->chance()},
+          {"loss", score.loss()}};
+}
+
+}  // namespace
+
+int run_eval(const Arguments& arguments) {
+  EvalOptions o;
+  Options options("eval", "perplexity on token data sets, or accuracy on a recall task",
+                  "braid eval --model RUN --task ppl --data val.h5 --json scores.json");
+  declare(options, o);
+  if (!options.parse(arguments)) return kDone;
+  check(o);
+  Context ctx = make_context(o.device);
+  const DType dtype = parse_compute_dtype("--dtype", o.dtype);
+  const auto model = load_named_model(ctx, "--model", o.model, accumulator(dtype));
+  if (dtype == DType::bf16) set_compute_dtype(ctx, *model, dtype);
+  const Json result = o.task == "ppl" ? perplexity(ctx, *model, o) : recall(ctx, *model, o);
+  if (!o.json.empty()) write_json(o.json, result);
+  return kDone;
+}
+
+}  // namespace braid::cli

@@ -1,0 +1,80 @@
+// The program: finds the command, runs it, and turns every exception into one line and an exit status.
+#include <algorithm>
+#include <exception>
+#include <iostream>
+
+#include "core/error.h"
+#include "train/cli/commands.h"
+
+namespace braid::cli {
+namespace {
+
+constexpr Command kCommands[] = {
+    {"tokenize", "text or JSON lines to a token data set", run_tokenize},
+    {"train", "train a model on token data sets", run_train},
+    {"eval", "perplexity and recall of a model", run_eval},
+    {"generate", "continue a prompt", run_generate},
+    {"forward", "logits, loss and gradients of a model, to compare with", run_forward},
+    {"check", "check operator outputs and gradients against the float64 oracle", run_check},
+    {"convert", "checkpoints to model directories and back", run_convert},
+    {"bench", "time operators and a training step beside their floor", run_bench},
+    {"models", "the presets with their sizes and costs", run_models},
+    {"inspect", "what is in a checkpoint, data set, safetensors file or model directory", run_inspect},
+};
+
+void list_commands(std::ostream& out) {
+  out << "usage: braid COMMAND [options]; 'braid COMMAND --help' explains one\n\n";
+  for (const Command& command : kCommands) out << "  " << command.name << std::string(12 - command.name.size(), ' ') << command.summary << '\n';
+}
+
+std::string one_line(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+  return text;
+}
+
+int refuse(std::string_view command, const std::string& message) {
+  std::cout.flush();
+  std::cerr << "braid " << command << ": " << one_line(message) << std::endl;
+  return kRefused;
+}
+
+int run(const Command& command, const Arguments& arguments) {
+  try {
+    const int status = command.run(arguments);
+    std::cout.flush();
+    if (!std::cout) return refuse(command.name, "standard output cannot be written");
+    return status;
+  } catch (const std::bad_alloc&) {
+    return refuse(command.name, "out of memory; lower the batch, the context or the model");
+  } catch (const std::exception& error) {
+    return refuse(command.name, error.what());
+  }
+}
+
+}  // namespace
+}  // namespace braid::cli
+
+int main(int argc, char** argv) {
+  using namespace braid::cli;
+  std::ios::sync_with_stdio(false);
+  if (argc < 2) {
+    list_commands(std::cerr);
+    return kRefused;
+  }
+  const std::string name = argv[1];
+  if (name == "--version") {
+    std::cout << "braid " << BRAID_VERSION << std::endl;
+    return kDone;
+  }
+  if (name == "--help" || name == "help") {
+    list_commands(std::cout);
+    return kDone;
+  }
+  for (const Command& command : kCommands)
+    if (command.name == name) return run(command, Arguments(argv + 2, argv + argc));
+  std::cerr << "braid: unknown command " << one_line(name) << "; expected one of";
+  for (const Command& command : kCommands) std::cerr << ' ' << command.name;
+  std::cerr << std::endl;
+  return kRefused;
+}

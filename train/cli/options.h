@@ -1,0 +1,68 @@
+// Options of a command: declared once, read from the command line and from --config, checked, and explained by --help.
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+
+namespace braid::cli {
+
+/// The two options every computing command has.
+struct DeviceOptions {
+  std::string device;   // "cpu", "cuda", or empty: cuda if there is one
+  int64_t threads = 0;  // 0: one per usable core
+};
+
+/// The context the user asked for. Throws Error, naming --device, when this build or machine has no such device.
+Context make_context(const DeviceOptions& options);
+
+/// Options bound to variables; a variable's value at declaration is its default. Every mistake of the user is an Error of one line
+/// that names the option, what was expected and what was given. Values are read independently of the locale.
+class Options {
+ public:
+  /// `example`: one or more whole command lines, shown by --help.
+  Options(std::string command, std::string summary, std::string example);
+  ~Options();
+  Options(const Options&) = delete;
+  Options& operator=(const Options&) = delete;
+
+  void flag(const std::string& name, const std::string& help, bool& to);
+  void integer(const std::string& name, const std::string& help, int64_t& to, int64_t min = 0, int64_t max = std::numeric_limits<int64_t>::max());
+  /// A finite number in [min, max].
+  void number(const std::string& name, const std::string& help, double& to, double min = 0, double max = std::numeric_limits<double>::max());
+  void text(const std::string& name, const std::string& help, std::string& to);
+  void choice(const std::string& name, const std::string& help, std::string& to, std::vector<std::string> allowed);
+  void list(const std::string& name, const std::string& help, std::vector<std::string>& to);
+  /// --device and --threads.
+  void device(DeviceOptions& to);
+  /// --json FILE: where the numbers go besides the table.
+  void json(std::string& to);
+
+  /// The option `name` (text or list) takes the arguments that belong to no option.
+  void positional(const std::string& name);
+  /// The option must be given, here or in the configuration file.
+  void require(const std::string& name);
+
+  /// Reads the arguments (without program and command). False: --help was asked for and printed.
+  bool parse(const std::vector<std::string>& arguments);
+  /// Whether the user gave it.
+  bool given(const std::string& name) const;
+
+ private:
+  struct State;
+  void print_help() const;
+  std::unique_ptr<State> state_;
+};
+
+/// Throws Error, naming the option, unless `path` is an existing readable file / an existing file or directory.
+void require_file(const std::string& option, const std::string& path);
+void require_path(const std::string& option, const std::string& path);
+/// Throws Error, naming the option, unless a file could be made at `path` (or the one there overwritten). Empty: not asked for.
+void require_writable_file(const std::string& option, const std::string& path);
+/// The same for a directory that is there or can be made. Makes nothing.
+void require_writable_directory(const std::string& option, const std::string& path);
+
+}  // namespace braid::cli

@@ -1,0 +1,213 @@
+// braid train: trains a model on token data sets.
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <iostream>
+
+#include "io/json.h"
+#include "io/token_dataset.h"
+#include "models/cost.h"
+#include "train/cli/commands.h"
+#include "train/cli/cpu_speed.h"
+#include "train/cli/model_source.h"
+#include "train/cli/options.h"
+#include "train/cli/table.h"
+#include "train/data_loader.h"
+#include "train/evaluate.h"
+#include "train/interrupt.h"
+#include "train/run.h"
+
+namespace braid::cli {
+namespace {
+
+struct TrainCommand {
+  std::string model, init_from, out, schedule = "cosine", dtype, recompute = "none", val_data;
+  std::vector<std::string> data;
+  int64_t steps = 1000, batch_tokens = 8192, context = 512, warmup = -1, accumulate = 1, micro_tokens = 0, seed = 0;
+  int64_t val_every = 0, val_tokens = 1 << 16, save_every = 0, keep = 3;
+  double lr = 1e-3, weight_decay = 0.1, clip = 1, floor_ratio = 0.1, decay_fraction = 0.2, spike_margin = 3;
+  bool resume = false, memory = false;
+  DeviceOptions device;
+};
+
+void declare(Options& options, TrainCommand& o) {
+  options.text("model", "a preset (see 'braid models'), a model directory or a config.json: what to train; its values are drawn anew", o.model);
+  options.require("model");
+  options.list("data", "token data sets, each with :WEIGHT if wanted", o.data);
+  options.require("data");
+  options.text("out", "the run: checkpoints and metrics.jsonl go there", o.out);
+  options.require("out");
+  options.text("init-from", "take the first values from this model directory, run or checkpoint", o.init_from);
+  options.flag("resume", "go on from the newest whole checkpoint in the run, or start anew where there is none", o.resume);
+  options.integer("steps", "length of the run", o.steps, 1);
+  options.integer("batch-tokens", "tokens of a step", o.batch_tokens, 1);
+  options.integer("context", "tokens of a row; no sequence is longer", o.context, 1);
+  options.integer("accumulate", "parts in which a step's batch is computed", o.accumulate, 1);
+  options.integer("micro-tokens", "the same, given as tokens of a part; 0: by --accumulate", o.micro_tokens);
+  options.number("lr", "highest learning rate", o.lr);
+  options.choice("schedule", "of the learning rate", o.schedule, {"cosine", "wsd", "constant"});
+  options.integer("warmup", "steps of rising rate; -1: a tenth of the run, at most 1024", o.warmup, -1);
+  options.number("lr-floor", "last rate over highest", o.floor_ratio, 0, 1);
+  options.number("decay-fraction", "wsd: last part of the run, in which the rate falls", o.decay_fraction, 0, 1);
+  options.number("weight-decay", "of AdamW, on matrices and convolutions", o.weight_decay);
+  options.number("clip", "largest norm of the gradient; 0: no bound", o.clip);
+  options.number("spike-margin", "skip a step whose loss is this far above the mean; 0: only if it is not finite", o.spike_margin);
+  options.choice("dtype", "what matrices are multiplied in (default: f32 on the CPU, bf16 on a GPU)", o.dtype, {"bf16", "f32"});
+  options.integer("seed", "of first values and order of data", o.seed);
+  options.text("val-data", "token data set to validate on", o.val_data);
+  options.integer("val-every", "steps between validations; 0: none", o.val_every);
+  options.integer("val-tokens", "tokens of a validation; 0: all", o.val_tokens);
+  options.integer("save-every", "steps between checkpoints; 0: only at the end", o.save_every);
+  options.integer("keep", "newest checkpoints kept; 0: all", o.keep);
+  options.choice("recompute", "what is computed again in backward instead of kept", o.recompute, {"none", "mlp", "block"});
+  options.flag("memory", "print what is kept for backward, by operator, before training", o.memory);
+  options.device(o.device);
+}
+
+struct WeightedPath {
+  std::string path;
+  double weight = 1;
+};
+
+/// "data.h5" or "data.h5:0.3".
+WeightedPath parse_weighted(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos || std::filesystem::exists(text)) return {text};
+  double weight = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data() + colon + 1, end, weight);
+  BRAID_CHECK(error == std::errc{} && stop == end && weight > 0 && std::isfinite(weight),
+              "--data must be FILE or FILE:WEIGHT with a positive weight, got ", text);
+  return {text.substr(0, colon), weight};
+}
+
+std::shared_ptr<const TokenSource> open_for(const std::string& option, const std::string& path, const ModelConfig& config) {
+  require_file(option, path);
+  const int64_t vocab = TokenDataset(path).vocab_size();
+  BRAID_CHECK(vocab <= config.vocab_size, option, " must have a vocabulary of at most ", config.vocab_size, " like the model, got ", path, " with ",
+              vocab);
+  return open_token_source(path, config.vocab_size);
+}
+
+int64_t num_micro_batches(const TrainCommand& o) {
+  if (o.micro_tokens == 0) return o.accumulate;
+  BRAID_CHECK(o.accumulate == 1, "--micro-tokens and --accumulate must not be given together, got both");
+  BRAID_CHECK(o.batch_tokens % o.micro_tokens == 0, "--micro-tokens must divide --batch-tokens ", o.batch_tokens, ", got ", o.micro_tokens);
+  return o.batch_tokens / o.micro_tokens;
+}
+
+LoaderOptions loader_options(const TrainCommand& o) {
+  const int64_t parts = num_micro_batches(o);
+  BRAID_CHECK(o.batch_tokens % (o.context * parts) == 0, "--batch-tokens must be a multiple of context x micro-batches = ", o.context, " x ", parts,
+              ", got ", o.batch_tokens);
+  return {.batch_tokens = o.batch_tokens, .context = o.context, .seed = static_cast<uint64_t>(o.seed), .share = {.num_micro_batches = parts}};
+}
+
+RecomputeLevel recompute_level(const std::string& text) {
+  return text == "block" ? RecomputeLevel::block : text == "mlp" ? RecomputeLevel::mlp : RecomputeLevel::none;
+}
+
+TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Context& ctx) {
+  TrainOptions options;
+  const int64_t warmup = o.warmup >= 0 ? o.warmup : std::min<int64_t>(1024, o.steps / 10);
+  options.schedule = {.kind = parse_schedule(o.schedule),
+                      .peak = o.lr,
+                      .steps = o.steps,
+                      .warmup = warmup,
+                      .floor_ratio = o.floor_ratio,
+                      .decay_fraction = o.decay_fraction};
+  options.adamw.weight_decay = o.weight_decay;
+  options.max_grad_norm = o.clip;
+  options.recompute = recompute_level(o.recompute);
+  options.compute_dtype = o.dtype.empty() ? (ctx.on_cpu() ? DType::f32 : DType::bf16) : parse_compute_dtype("--dtype", o.dtype);
+  options.spike_margin = o.spike_margin;
+  options.flops_per_token = model_cost(config, o.context).flops_per_token();
+  if (ctx.on_cpu()) options.peak_flops = gemm_flops_per_second(ctx);
+  check_train_options(options);
+  return options;
+}
+
+/// One loss of the first micro-batch, recorded and thrown away: what the tape keeps is what training will keep.
+void print_memory(Context& ctx, const HybridLm& model, const std::vector<WeightedSource>& sources, const TrainCommand& o) {
+  DataLoader loader(sources, loader_options(o));
+  const StepBatch batch = loader.next(ctx);
+  zero_grads(ctx, model);
+  Tape tape;
+  WithTape recording(ctx, &tape);
+  score_with(model)(ctx, batch.micro_batches.at(0), {.recompute = recompute_level(o.recompute)});
+  Table table({"kept for backward by", "calls", "bytes"});
+  double total = 0;
+  for (const SavedBytes& saved : tape.saved_bytes()) {
+    table.add({saved.op, std::to_string(saved.count), bytes(static_cast<double>(saved.bytes))});
+    total += static_cast<double>(saved.bytes);
+  }
+  const auto parameters = static_cast<double>(model.num_parameters());
+  table.add({"all of these", "", bytes(total)});
+  table.add({"parameters, gradients and moments", "", bytes(16 * parameters)});
+  table.print(std::cout);
+  std::cout.flush();
+}
+
+std::vector<WeightedSource> open_sources(const TrainCommand& o, const ModelConfig& config) {
+  std::vector<WeightedSource> sources;
+  for (const std::string& text : o.data) {
+    const WeightedPath weighted = parse_weighted(text);
+    sources.push_back({open_for("--data", weighted.path, config), weighted.weight});
+  }
+  return sources;
+}
+
+RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
+  RunOptions run;
+  run.directory = o.out;
+  run.config = to_json(config).dump();
+  run.resume = o.resume;
+  run.save_every = o.save_every;
+  run.keep = o.keep;
+  run.val_every = o.val_every;
+  return run;
+}
+
+void check(const TrainCommand& o) {
+  BRAID_CHECK(o.val_every == 0 || !o.val_data.empty(), "--val-data must be given with --val-every, got nothing");
+  BRAID_CHECK(o.warmup <= o.steps, "--warmup must be at most --steps = ", o.steps, ", got ", o.warmup);
+  require_writable_directory("--out", o.out);
+  if (!o.init_from.empty()) require_path("--init-from", o.init_from);
+}
+
+}  // namespace
+
+int run_train(const Arguments& arguments) {
+  TrainCommand o;
+  Options options("train", "train a model; SIGINT or SIGTERM ends it after a step with a checkpoint",
+                  "braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --steps 500 --val-data val.h5 --val-every 100");
+  declare(options, o);
+  if (!options.parse(arguments)) return kDone;
+  check(o);
+  Context ctx = make_context(o.device);
+  const ModelConfig config = named_config("--model", o.model);
+  const std::vector<WeightedSource> sources = open_sources(o, config);
+  const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config);
+  RunOptions run = run_options(o, config);
+  DataLoader loader(sources, loader_options(o));
+  const TrainOptions train = train_options(o, config, ctx);
+  check_run_directory(run);
+  InterruptGuard guard;
+  HybridLm model(config);
+  initialize(ctx, model, DType::f32, config.initializer_range, static_cast<uint64_t>(o.seed));
+  if (!o.init_from.empty()) load_named_values(ctx, "--init-from", o.init_from, model, DType::f32);
+  const ScoreFunction score = score_with(model);
+  if (val_source) run.validate = [&] { return evaluate_text(ctx, score, *val_source, o.context, o.batch_tokens, o.val_tokens).loss(); };
+  if (o.memory) print_memory(ctx, model, sources, o);
+  Trainer trainer(ctx, model, score, loader, train);
+  ProgressObserver observer(stdout, o.steps);
+  const RunEnd end = run_training(trainer, run, observer);
+  observer.line().finish();
+  std::cout << (end == RunEnd::finished ? "finished" : "interrupted") << " after step " << trainer.steps_done() << " of " << o.steps << "; " << o.out
+            << " holds the checkpoint";
+  if (trainer.num_skipped() > 0) std::cout << "; " << trainer.num_skipped() << " steps were skipped";
+  std::cout << '\n';
+  return kDone;
+}
+
+}  // namespace braid::cli
