@@ -18,6 +18,7 @@ constexpr Command kCommands[] = {
     {"check", "check operator outputs and gradients against the float64 oracle", run_check},
     {"convert", "checkpoints to model directories and back", run_convert},
     {"bench", "time operators and a training step beside their floor", run_bench},
+    {"study", "train and evaluate a grid of family x ratio, write the report", run_study},
     {"models", "the presets with their sizes and costs", run_models},
     {"inspect", "what is in a checkpoint, data set, safetensors file or model directory", run_inspect},
 };

@@ -191,13 +191,13 @@ int run_train(const Arguments& arguments) {
   RunOptions run = run_options(o, config);
   DataLoader loader(sources, loader_options(o));
   const TrainOptions train = train_options(o, config, ctx);
-  check_run_directory(run);
-  InterruptGuard guard;
   HybridLm model(config);
-  initialize(ctx, model, DType::f32, config.initializer_range, static_cast<uint64_t>(o.seed));
-  if (!o.init_from.empty()) load_named_values(ctx, "--init-from", o.init_from, model, DType::f32);
   const ScoreFunction score = score_with(model);
   if (val_source) run.validate = [&] { return evaluate_text(ctx, score, *val_source, o.context, o.batch_tokens, o.val_tokens).loss(); };
+  check_run_directory(run);
+  InterruptGuard guard;
+  initialize(ctx, model, DType::f32, config.initializer_range, static_cast<uint64_t>(o.seed));
+  if (!o.init_from.empty()) load_named_values(ctx, "--init-from", o.init_from, model, DType::f32);
   if (o.memory) print_memory(ctx, model, sources, o);
   Trainer trainer(ctx, model, score, loader, train);
   ProgressObserver observer(stdout, o.steps);
