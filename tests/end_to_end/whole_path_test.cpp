@@ -1,0 +1,110 @@
+// A user's whole path through the program, and what a run survives.
+#include <signal.h>
+
+#include <chrono>
+#include <thread>
+
+#include "io/safetensors.h"
+#include "tests/end_to_end/braid_program.h"
+
+namespace braid::test {
+namespace {
+
+TEST(WholePath, FromTextToGradients) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN", {"--val-data", "d.h5", "--val-every", "3", "--val-tokens", "512", "--memory"}), space));
+  expect_done(braid_program({"eval", "--model", "RUN", "--data", "d.h5", "--context", "64", "--max-tokens", "1024", "--json", "eval.json"}, space));
+  EXPECT_GT(parse_json("eval", space.read("eval.json"))["results"][0]["perplexity"].get<double>(), 1);
+  expect_done(braid_program({"eval", "--model", "RUN", "--task", "recall", "--examples", "32", "--json", "recall.json"}, space));
+  EXPECT_GE(parse_json("recall", space.read("recall.json"))["accuracy"].get<double>(), 0);
+  expect_done(braid_program({"convert", "--from", "RUN", "--to", "MODEL"}, space));
+  expect_done(braid_program({"convert", "--from", "MODEL", "--to", "RUN2", "--as", "run"}, space));
+  expect_done(braid_program({"convert", "--from", "RUN2", "--to", "MODEL2"}, space));
+  EXPECT_EQ(space.read("MODEL/model.safetensors"), space.read("MODEL2/model.safetensors"));
+  Context ctx(1);
+  write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3, 4, 5}, {5})}});
+  expect_done(braid_program({"forward", "--model", "MODEL", "--tokens", "t.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f32"}, space));
+  const Safetensors out(space / "o.safetensors");
+  EXPECT_EQ(out.get("logits").shape(), Shape({5, 256}));
+  EXPECT_EQ(out.get("logits").dtype(), DType::f32);
+  EXPECT_EQ(out.get("loss").rank(), 0);
+  EXPECT_TRUE(out.contains("grad.model.embeddings.weight"));
+  for (const char* what : {"RUN", "MODEL", "d.h5", "o.safetensors"}) {
+    expect_done(braid_program({"inspect", what, "--json", "inspect.json"}, space));
+    EXPECT_TRUE(parse_json("inspect", space.read("inspect.json")).contains("kind"));
+  }
+  expect_done(braid_program({"models", "--json", "models.json"}, space));
+  EXPECT_GT(parse_json("models", space.read("models.json"))["models"].size(), 20u);
+}
+
+TEST(WholePath, GenerationIsReproducibleAndIndependentOfTheChunk) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN"), space));
+  const Words words = {"generate", "--model", "RUN", "--prompt", "the number 12 comes", "--max-tokens", "24", "--temperature", "0", "--dtype", "f64"};
+  Words small = words;
+  small.insert(small.end(), {"--chunk", "3"});
+  const ProgramResult whole = braid_program(words, space);
+  expect_done(whole);
+  EXPECT_TRUE(whole.out.starts_with("the number 12 comes"));
+  EXPECT_EQ(whole.out, braid_program(small, space).out);
+}
+
+TEST(WholePath, ConfigFileIsReadAndTheCommandLineWins) {
+  const Workspace space;
+  make_data(space);
+  space.write("c.ini", "model = tiny-gla\ndata = d.h5\nsteps = 9\nbatch-tokens = 128\ncontext = 64\n");
+  const ProgramResult result = braid_program({"train", "--config", "c.ini", "--steps", "2", "--out", "RUN"}, space);
+  expect_done(result);
+  EXPECT_NE(result.out.find("after step 2 of 2"), std::string::npos) << result.out;
+  space.write("bad.ini", "stepz = 9\n");
+  expect_refused({"train", "--config", "bad.ini"}, space, "--stepz");
+}
+
+TEST(Run, HoldingACheckpointIsRefusedWithoutResume) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN"), space));
+  expect_refused(train_words("RUN"), space, "resume");
+}
+
+TEST(Run, KilledAtRandomAndResumedEndsWithTheSameBits) {
+  const Workspace space;
+  make_data(space);
+  const Words more = {"--steps", "40", "--save-every", "3", "--resume"};
+  Words words = train_words("A", more);
+  words.erase(words.begin() + 7, words.begin() + 9);  // its own --steps
+  expect_done(braid_program(words, space));
+  words[6] = "B";
+  Random random(static_cast<uint64_t>(5));
+  int kills = 0;
+  for (int i = 0; i < 5; ++i) {
+    const pid_t process = start(BRAID_PROGRAM, words, space, space / "out", space / "err");
+    std::this_thread::sleep_for(std::chrono::milliseconds(60 + random.below(500)));
+    kill(process, SIGKILL);
+    kills += wait_for(process) == 128 + SIGKILL;
+  }
+  EXPECT_GT(kills, 0);
+  const ProgramResult last = braid_program(words, space);
+  expect_done(last);
+  for (const char* run : {"A", "B"}) expect_done(braid_program({"convert", "--from", run, "--to", std::string("model") + run}, space));
+  EXPECT_EQ(space.read("modelA/model.safetensors"), space.read("modelB/model.safetensors"));
+}
+
+TEST(Run, SigtermWritesACheckpointAndExitsWithZero) {
+  const Workspace space;
+  make_data(space);
+  Words words = train_words("RUN");
+  words[8] = "100000";
+  const pid_t process = start(BRAID_PROGRAM, words, space, space / "out", space / "err");
+  for (int i = 0; i < 400 && space.read("RUN/metrics.jsonl").empty(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(25));
+  kill(process, SIGTERM);
+  EXPECT_EQ(wait_for(process), 0) << space.read("err");
+  const ProgramResult inspected = braid_program({"inspect", "RUN"}, space);
+  expect_done(inspected);
+  EXPECT_NE(inspected.out.find("whole"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace braid::test
