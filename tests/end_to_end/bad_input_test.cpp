@@ -57,7 +57,8 @@ TEST(BadInput, DataSets) {
 TEST(BadInput, SafetensorsHeaders) {
   const Workspace space;
   space.write("huge.safetensors", little_endian(uint64_t{1} << 60) + "{}");
-  space.write("overlap.safetensors", safetensors(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})", 12));
+  space.write("overlap.safetensors",
+              safetensors(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})", 12));
   space.write("range.safetensors", safetensors(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 4));
   for (const char* name : {"huge.safetensors", "overlap.safetensors", "range.safetensors"}) {
     expect_refused({"inspect", name}, space, name);
@@ -68,7 +69,8 @@ TEST(BadInput, SafetensorsHeaders) {
 TEST(BadInput, ModelsAndTokens) {
   const Workspace space;
   make_data(space);
-  space.write("heads.json", R"({"model_type":"gated_deltanet","hidden_size":64,"num_hidden_layers":2,"vocab_size":256,"num_heads":3,"num_v_heads":4})");
+  space.write("heads.json",
+              R"({"model_type":"gated_deltanet","hidden_size":64,"num_hidden_layers":2,"vocab_size":256,"num_heads":3,"num_v_heads":4})");
   expect_refused({"train", "--model", "heads.json", "--data", "d.h5", "--out", "RUN"}, space, "num_v_heads");
   space.write("broken.json", "{");
   expect_refused({"train", "--model", "broken.json", "--data", "d.h5", "--out", "RUN"}, space, "broken.json");
@@ -77,8 +79,9 @@ TEST(BadInput, ModelsAndTokens) {
   write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 61}, {2})}});
   expect_refused({"forward", "--model", model, "--tokens", "t.safetensors", "--out", "o.safetensors"}, space, "61");
   for (const std::vector<int64_t>& ends : {std::vector<int64_t>{0, 2, 1, 3}, {0, 2}, {1, 3}}) {
-    write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3}, {3})},
-                                                     {"cu_seqlens", from_vector<int64_t>(ctx, ends, {static_cast<int64_t>(ends.size())})}});
+    write_safetensors(ctx, space / "t.safetensors",
+                      {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3}, {3})},
+                       {"cu_seqlens", from_vector<int64_t>(ctx, ends, {static_cast<int64_t>(ends.size())})}});
     expect_refused({"forward", "--model", model, "--tokens", "t.safetensors", "--out", "o.safetensors"}, space, "cu_seqlens");
   }
 }

@@ -86,8 +86,10 @@ TEST(Check, RefusesFilesThatCannotBeChecked) {
   refused("cu_seqlens", [](Copy& c) { c.get("cu_seqlens").data<int64_t>()[0] = 1; });
   refused("op", [](Copy& c) { c.metadata["op"] = "softmax"; });
   refused("qk_l2norm", [](Copy& c) { c.metadata["qk_l2norm"] = "perhaps"; });
-  refused("window", [](Copy& c) { c.metadata["window"] = "-3"; }, "attention.safetensors");
-  refused("activation", [](Copy& c) { c.metadata["activation"] = "relu"; }, "short_conv.safetensors");
+  refused(
+      "window", [](Copy& c) { c.metadata["window"] = "-3"; }, "attention.safetensors");
+  refused(
+      "activation", [](Copy& c) { c.metadata["activation"] = "relu"; }, "short_conv.safetensors");
   refused("scale", [](Copy& c) { c.metadata["scale"] = "large"; });
   refused("d_o", [](Copy& c) { c.drop("d_o"), c.drop("d_final_state"); });
   refused("got none", [](Copy& c) {
@@ -99,7 +101,8 @@ TEST(Forward, ReferenceModelsMatch) {
   for (const std::string name : {"gla_hybrid", "gated_deltanet_hybrid"}) {
     const Workspace space;
     const std::string folder = data_path("models/" + name);
-    expect_done(braid_program({"forward", "--model", folder, "--tokens", folder + "/case.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f64"}, space));
+    expect_done(braid_program(
+        {"forward", "--model", folder, "--tokens", folder + "/case.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f64"}, space));
     const Safetensors expected(Path(folder) / "case.safetensors"), given(space / "o.safetensors");
     Context ctx(1);
     for (const auto& entry : expected.entries()) {

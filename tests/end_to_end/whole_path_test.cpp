@@ -24,7 +24,8 @@ TEST(WholePath, FromTextToGradients) {
   EXPECT_EQ(space.read("MODEL/model.safetensors"), space.read("MODEL2/model.safetensors"));
   Context ctx(1);
   write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3, 4, 5}, {5})}});
-  expect_done(braid_program({"forward", "--model", "MODEL", "--tokens", "t.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f32"}, space));
+  expect_done(
+      braid_program({"forward", "--model", "MODEL", "--tokens", "t.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f32"}, space));
   const Safetensors out(space / "o.safetensors");
   EXPECT_EQ(out.get("logits").shape(), Shape({5, 256}));
   EXPECT_EQ(out.get("logits").dtype(), DType::f32);
