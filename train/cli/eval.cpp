@@ -5,7 +5,7 @@
 #include "io/token_dataset.h"
 #include "train/cli/commands.h"
 #include "train/cli/model_source.h"
-#include "train/cli/options.h"
+#include "train/cli/recall_options.h"
 #include "train/cli/table.h"
 #include "train/evaluate.h"
 
@@ -13,11 +13,10 @@ namespace braid::cli {
 namespace {
 
 struct EvalOptions {
-  std::string model, task = "ppl", recall = "mqar", dtype = "f32", json;
+  std::string model, task = "ppl", dtype = "f32", json;
   std::vector<std::string> data;
   int64_t context = 512, batch_tokens = 4096, max_tokens = 0, examples = 512, batch_examples = 64, seed = 0;
-  AssociativeRecallOptions mqar;
-  int64_t copy_length = 16, needle_length = 256, needles = 1;
+  RecallOptions recall{.task = "mqar", .mqar = {}};
   DeviceOptions device;
 };
 
@@ -29,19 +28,10 @@ void declare(Options& options, EvalOptions& o) {
   options.integer("context", "ppl: tokens of a window; windows know nothing of each other", o.context, 2);
   options.integer("batch-tokens", "ppl: tokens taken at once", o.batch_tokens, 2);
   options.integer("max-tokens", "ppl: only so many tokens of each data set; 0: all", o.max_tokens);
-  options.choice("recall", "recall: which task", o.recall, {"mqar", "copy", "needle"});
+  declare_recall(options, "recall: which task", o.recall);
   options.integer("examples", "recall: test examples", o.examples, 1);
   options.integer("batch-examples", "recall: examples taken at once", o.batch_examples, 1);
   options.integer("seed", "recall: of the examples; give the one trained with", o.seed);
-  options.integer("pairs", "mqar: key-value pairs", o.mqar.num_pairs, 1);
-  options.integer("keys", "mqar: different keys", o.mqar.num_keys, 1);
-  options.integer("values", "mqar: different values", o.mqar.num_values, 1);
-  options.integer("queries", "mqar: queries", o.mqar.num_queries, 1);
-  options.integer("gap", "mqar: fillers between pairs and queries", o.mqar.gap);
-  options.integer("length", "mqar: tokens in all; 0: as few as possible", o.mqar.length);
-  options.integer("copy-length", "copy: letters to repeat", o.copy_length, 1);
-  options.integer("needle-length", "needle: bytes of an example", o.needle_length, 1);
-  options.integer("needles", "needle: numbers hidden in it", o.needles, 1, 16);
   options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
   options.json(o.json);
@@ -78,24 +68,15 @@ Json perplexity(Context& ctx, const HybridLm& model, const EvalOptions& o) {
   return {{"task", "ppl"}, {"context", o.context}, {"results", list}};
 }
 
-std::unique_ptr<RecallTask> make_task(const EvalOptions& o) {
-  const auto seed = static_cast<uint64_t>(o.seed);
-  if (o.recall == "copy") return make_copy_task({.length = o.copy_length}, seed);
-  if (o.recall == "needle") return make_needle_task({.length = o.needle_length, .num_needles = o.needles}, seed);
-  return make_associative_recall(o.mqar, seed);
-}
-
 Json recall(Context& ctx, const HybridLm& model, const EvalOptions& o) {
-  const auto task = make_task(o);
-  BRAID_CHECK(task->vocab_size() <= model.config().vocab_size, "--recall ", o.recall, " needs a vocabulary of at least ", task->vocab_size(),
-              ", got a model with ", model.config().vocab_size);
+  const auto task = make_task(o.recall, o.seed, model.config().vocab_size);
   const RecallScore score = evaluate_recall(ctx, score_with(model), *task, o.examples, o.batch_examples);
   Table table({"task", "examples", "answers", "accuracy", "chance", "loss"});
-  table.add({o.recall, std::to_string(score.num_examples), std::to_string(score.num_answers), number(score.accuracy(), 4), number(task->chance(), 4),
-             number(score.loss(), 6)});
+  table.add({o.recall.task, std::to_string(score.num_examples), std::to_string(score.num_answers), number(score.accuracy(), 4),
+             number(task->chance(), 4), number(score.loss(), 6)});
   table.print(std::cout);
   return {{"task", "recall"},
-          {"recall", o.recall},
+          {"recall", o.recall.task},
           {"examples", score.num_examples},
           {"answers", score.num_answers},
           {"correct", score.num_correct},

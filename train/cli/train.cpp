@@ -10,7 +10,7 @@
 #include "train/cli/commands.h"
 #include "train/cli/cpu_speed.h"
 #include "train/cli/model_source.h"
-#include "train/cli/options.h"
+#include "train/cli/recall_options.h"
 #include "train/cli/table.h"
 #include "train/data_loader.h"
 #include "train/evaluate.h"
@@ -27,6 +27,7 @@ struct TrainCommand {
   int64_t val_every = 0, val_tokens = 1 << 16, save_every = 0, keep = 3;
   double lr = 1e-3, weight_decay = 0.1, clip = 1, floor_ratio = 0.1, decay_fraction = 0.2, spike_margin = 3;
   bool resume = false, memory = false;
+  RecallOptions recall;
   DeviceOptions device;
 };
 
@@ -34,7 +35,7 @@ void declare(Options& options, TrainCommand& o) {
   options.text("model", "a preset (see 'braid models'), a model directory or a config.json: what to train; its values are drawn anew", o.model);
   options.require("model");
   options.list("data", "token data sets, each with :WEIGHT if wanted", o.data);
-  options.require("data");
+  declare_recall(options, "learn a recall task instead of --data, examples made on the fly, loss at the answers only", o.recall);
   options.text("out", "the run: checkpoints and metrics.jsonl go there", o.out);
   options.require("out");
   options.text("init-from", "take the first values from this model directory, run or checkpoint", o.init_from);
@@ -157,6 +158,15 @@ std::vector<WeightedSource> open_sources(const TrainCommand& o, const ModelConfi
   return sources;
 }
 
+/// Rows of the data sets, or as many examples of the task as --batch-tokens holds.
+std::unique_ptr<BatchSource> make_source(const TrainCommand& o, const std::vector<WeightedSource>& sources, const RecallTask* task) {
+  if (!task) return std::make_unique<DataLoader>(sources, loader_options(o));
+  const int64_t parts = num_micro_batches(o), examples = o.batch_tokens / task->sequence_length() / parts * parts;
+  BRAID_CHECK(examples > 0, "--batch-tokens must hold an example of ", task->sequence_length(), " tokens for each of ", parts, " micro-batches, got ",
+              o.batch_tokens);
+  return std::make_unique<RecallSource>(*task, examples, BatchShare{.num_micro_batches = parts});
+}
+
 RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
   RunOptions run;
   run.directory = o.out;
@@ -169,6 +179,9 @@ RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
 }
 
 void check(const TrainCommand& o) {
+  BRAID_CHECK(o.data.empty() != o.recall.task.empty(), "--data must be given, or --recall, got ", o.data.empty() ? "nothing" : "both",
+              "; see 'braid train --help'");
+  BRAID_CHECK(o.recall.task.empty() || !o.memory, "--memory must be given with --data, got --recall");
   BRAID_CHECK(o.val_every == 0 || !o.val_data.empty(), "--val-data must be given with --val-every, got nothing");
   BRAID_CHECK(o.warmup <= o.steps, "--warmup must be at most --steps = ", o.steps, ", got ", o.warmup);
   require_writable_directory("--out", o.out);
@@ -180,7 +193,8 @@ void check(const TrainCommand& o) {
 int run_train(const Arguments& arguments) {
   TrainCommand o;
   Options options("train", "train a model; SIGINT or SIGTERM ends it after a step with a checkpoint",
-                  "braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --steps 500 --val-data val.h5 --val-every 100");
+                  "braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --steps 500 --val-data val.h5 --val-every 100\n"
+                  "  braid train --model tiny-gdn-3-1 --recall mqar --out RUN --steps 500");
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
   check(o);
@@ -189,7 +203,8 @@ int run_train(const Arguments& arguments) {
   const std::vector<WeightedSource> sources = open_sources(o, config);
   const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config);
   RunOptions run = run_options(o, config);
-  DataLoader loader(sources, loader_options(o));
+  const auto task = o.recall.task.empty() ? nullptr : make_task(o.recall, o.seed, config.vocab_size);
+  const std::unique_ptr<BatchSource> source = make_source(o, sources, task.get());
   const TrainOptions train = train_options(o, config, ctx);
   HybridLm model(config);
   const ScoreFunction score = score_with(model);
@@ -199,7 +214,7 @@ int run_train(const Arguments& arguments) {
   initialize(ctx, model, DType::f32, config.initializer_range, static_cast<uint64_t>(o.seed));
   if (!o.init_from.empty()) load_named_values(ctx, "--init-from", o.init_from, model, DType::f32);
   if (o.memory) print_memory(ctx, model, sources, o);
-  Trainer trainer(ctx, model, score, loader, train);
+  Trainer trainer(ctx, model, score, *source, train);
   ProgressObserver observer(stdout, o.steps);
   const RunEnd end = run_training(trainer, run, observer);
   observer.line().finish();
