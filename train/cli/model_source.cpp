@@ -2,6 +2,7 @@
 
 #include <iostream>
 #include <map>
+#include <set>
 
 #include "io/checkpoint.h"
 #include "io/json.h"
@@ -53,6 +54,19 @@ class DirectoryTensors {
     BRAID_CHECK(tensor.shape() == parameter.shape && is_floating(tensor.dtype()), directory_.string(), ": ", parameter.name, " must be ",
                 parameter.shape, " of a floating type, got ", tensor.dtype(), " ", tensor.shape());
     return tensor;
+  }
+  /// Tensors the model has no place for: known extras are told of on stderr, others are an Error.
+  void require_no_others(const HybridLm& model) const {
+    std::set<std::string> known;
+    for (const Parameter* parameter : model.parameters()) known.insert(parameter->name);
+    for (const auto& [name, file] : file_of_) {
+      if (known.count(name)) continue;
+      // Some checkpoints carry a D that Gated DeltaNet never reads, the head of a tied model, and rotary tables.
+      const bool harmless =
+          name.ends_with(".attn.D") || name.ends_with("rotary.inv_freq") || (name == "lm_head.weight" && model.config().tie_word_embeddings);
+      BRAID_CHECK(harmless, directory_.string(), ": expected no tensor ", name, ", the configuration has no place for it");
+      std::cerr << "note: " << directory_.string() << ": " << name << " is ignored\n";
+    }
   }
 
  private:
@@ -114,6 +128,7 @@ void load_named_values(Context& ctx, const std::string& option, const std::strin
   if (kind == SourceKind::other) refuse_source(option, path);
   if (kind == SourceKind::model_directory) {
     const DirectoryTensors tensors{path};
+    tensors.require_no_others(model);
     for (Parameter* parameter : model.parameters()) parameter->value = placed(ctx, tensors.get(*parameter), dtype);
     return;
   }
