@@ -58,7 +58,7 @@ Json bench_operators(Context& ctx, const Ceilings& ceilings, const std::vector<s
                     {"tokens_per_s", tokens_per_s}});
   }
   table.print(std::cout);
-  std::cout << '\n';
+  std::cout << "floor: max(operations / product speed, bytes / copy speed); below 1 x floor the data stayed in the caches\n\n";
   return list;
 }
 
