@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds, and runs every test this machine can run. Last line: "N passed, N failed" (", N skipped").
-#   tests/run.sh [--preset cpu|asan|cuda] [--fast]
-# Without --preset: cpu; then, where a CUDA toolkit is found, all CUDA code is compiled and linked too (its tests run on a GPU);
-# then, unless --fast, the same tests once more under the address and undefined-behaviour sanitizers.
+# Installs what is missing, builds, and runs every test this machine can run. Last line: "N passed, N failed, N skipped".
+#   tests/run.sh [--sanitize] [--preset cpu|asan|cuda]
+# By default all CUDA code is compiled and linked too where a CUDA toolkit is found; tests of kernels run where there is a GPU. --sanitize
+# adds a second build with the address and undefined-behaviour sanitizers and runs the same tests in it. --preset runs just that one.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-presets="" fast=0
+presets="" sanitize=0
 while [ $# -gt 0 ]; do
   case "$1" in
-    --preset) presets="$2"; shift 2 ;;
-    --fast) fast=1; shift ;;
-    *) echo "tests/run.sh: unknown option $1 (expected --preset NAME or --fast)" >&2; exit 2 ;;
+    --preset) presets="${2:-}"; shift 2 || { echo "tests/run.sh: --preset needs a name: cpu, asan or cuda" >&2; exit 2; } ;;
+    --sanitize) sanitize=1; shift ;;
+    *) echo "tests/run.sh: unknown option $1 (expected --sanitize or --preset NAME)" >&2; exit 2 ;;
   esac
 done
 . examples/install.sh || exit 1
 
 if [ -z "$presets" ]; then
   presets="cpu"
-  if [ -n "$(find_nvcc)" ]; then presets="cuda"; fi
-  [ "$fast" = 1 ] || presets="$presets asan"
+  [ -z "$(find_nvcc)" ] || presets="cuda"
+  [ "$sanitize" = 0 ] || presets="$presets asan"
 fi
 
 passed=0 failed=0 skipped=0
