@@ -64,8 +64,7 @@ typename Op::Saved forward_on_host(Context& ctx, const typename Op::Inputs& in, 
   Context host(Stream{}, ctx.pool());
   typename Op::Outputs host_out = on_host(ctx, host, out, false);
   const typename Op::Inputs host_in = on_host(ctx, host, in, true);
-  typename Op::Saved saved =
-      holds_bf16(in) ? forward_promoted<Op>(host, host_in, attrs, host_out) : Op::forward_cpu(host, host_in, attrs, host_out);
+  typename Op::Saved saved = holds_bf16(in) ? forward_promoted<Op>(host, host_in, attrs, host_out) : Op::forward_cpu(host, host_in, attrs, host_out);
   copy_back(ctx, host_out, out);
   return saved;
 }

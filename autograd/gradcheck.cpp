@@ -53,7 +53,8 @@ void check_input(Context& ctx, const GradcheckInput& input, const GradcheckOptio
     if (error <= options.tolerance) return;
     result.passed = false;
     std::ostringstream message;
-    message << input.op << ": d_" << input.input << " " << where << " is " << analytic << ", differences give " << numeric << " (error " << error << ")";
+    message << input.op << ": d_" << input.input << " " << where << " is " << analytic << ", differences give " << numeric << " (error " << error
+            << ")";
     result.message = message.str();
   };
 

@@ -7,9 +7,9 @@
 namespace braid {
 
 struct GradcheckOptions {
-  double step = 1e-5;           // of the central difference, relative to max(1, |value|)
-  double tolerance = 1e-6;      // on |difference| / max(rms of the tensor's gradient, floor)
-  int64_t max_elements = 24;    // per input, chosen at random when it has more; besides them one random direction covers all
+  double step = 1e-5;         // of the central difference, relative to max(1, |value|)
+  double tolerance = 1e-6;    // on |difference| / max(rms of the tensor's gradient, floor)
+  int64_t max_elements = 24;  // per input, chosen at random when it has more; besides them one random direction covers all
   uint64_t seed = 1;
 };
 

@@ -49,7 +49,8 @@ auto tensors_of(Record& record) {
 template <class Record>
 concept NamedTensors = requires {
   { Record::names.size() } -> std::convertible_to<size_t>;
-} && Record::names.size() == kNumTensors<Record>;
+}
+&&Record::names.size() == kNumTensors<Record>;
 
 /// - allocate checks every shape, dtype and value, and returns outputs to be filled; nothing was written if it throws.
 /// - forward_* fills every element of `out` and returns what backward needs. Inputs are contiguous, on the context's device and
@@ -60,15 +61,14 @@ concept NamedTensors = requires {
 /// - forward_cuda and backward_cuda are optional (HasCuda): declared with the others, defined in cuda/ only, never named by a
 ///   build without CUDA. An operator that has none runs on the host when its context is on a GPU, with copies around it.
 template <class Op>
-concept Differentiable =
-    NamedTensors<typename Op::Inputs> && NamedTensors<typename Op::Outputs> &&
+concept Differentiable = NamedTensors<typename Op::Inputs> && NamedTensors<typename Op::Outputs> &&
     requires(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs, typename Op::Outputs& out, const typename Op::Saved& saved,
              const typename Op::Outputs& d_out, typename Op::Inputs& d_in) {
-      { Op::name } -> std::convertible_to<std::string_view>;
-      { Op::allocate(ctx, in, attrs) } -> std::same_as<typename Op::Outputs>;
-      { Op::forward_cpu(ctx, in, attrs, out) } -> std::same_as<typename Op::Saved>;
-      { Op::backward_cpu(ctx, saved, attrs, d_out, d_in) } -> std::same_as<void>;
-    };
+  { Op::name } -> std::convertible_to<std::string_view>;
+  { Op::allocate(ctx, in, attrs) } -> std::same_as<typename Op::Outputs>;
+  { Op::forward_cpu(ctx, in, attrs, out) } -> std::same_as<typename Op::Saved>;
+  { Op::backward_cpu(ctx, saved, attrs, d_out, d_in) } -> std::same_as<void>;
+};
 
 template <class Op>
 concept HasCuda = requires(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs, typename Op::Outputs& out,

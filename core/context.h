@@ -31,10 +31,10 @@ class Context {
   /// Waits until all work of this context's stream is done.
   void synchronize() { backend_of(device()).synchronize(stream_); }
 
-  Tape* tape = nullptr;             // records when set; not owned
-  Profile* profile = nullptr;       // times operators when set; not owned
-  Random random;                    // for what draws numbers on the fly
-  bool guarded_allocations = false; // tests: poison every allocation and watch its edges
+  Tape* tape = nullptr;              // records when set; not owned
+  Profile* profile = nullptr;        // times operators when set; not owned
+  Random random;                     // for what draws numbers on the fly
+  bool guarded_allocations = false;  // tests: poison every allocation and watch its edges
 
  private:
   Stream stream_;

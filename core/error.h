@@ -23,7 +23,7 @@ template <class... Parts>
 }  // namespace braid
 
 /// BRAID_CHECK(condition, parts...): fail(parts...) unless the condition holds; the parts are evaluated only then.
-#define BRAID_CHECK(condition, ...)                  \
-  do {                                               \
-    if (!(condition)) ::braid::fail(__VA_ARGS__);    \
+#define BRAID_CHECK(condition, ...)               \
+  do {                                            \
+    if (!(condition)) ::braid::fail(__VA_ARGS__); \
   } while (false)

@@ -13,8 +13,7 @@ template <class... Args>
 class FunctionRef<void(Args...)> {
  public:
   template <class F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
-  FunctionRef(F&& function)  // NOLINT: made to be converted to
+  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>) FunctionRef(F&& function)  // NOLINT: made to be converted to
       : object_(const_cast<void*>(static_cast<const void*>(&function))),
         call_([](void* object, Args... args) { (*static_cast<std::remove_reference_t<F>*>(object))(args...); }) {}
   void operator()(Args... args) const { call_(object_, args...); }

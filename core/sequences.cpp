@@ -31,7 +31,8 @@ const Tensor& Sequences::on_device(Context& ctx) const {
 }
 
 void Sequences::require_tokens(std::string_view op, std::string_view argument, int64_t num_tokens) const {
-  BRAID_CHECK(this->num_tokens() == num_tokens, op, ": cu_seqlens must end at N = ", num_tokens, " tokens of ", argument, ", got ", this->num_tokens());
+  BRAID_CHECK(this->num_tokens() == num_tokens, op, ": cu_seqlens must end at N = ", num_tokens, " tokens of ", argument, ", got ",
+              this->num_tokens());
 }
 
 }  // namespace braid

@@ -38,14 +38,22 @@ void gather(const Tensor& from, int dim, int64_t offset, std::byte*& to) {
 template <class Body>
 void with_number_type(DType dtype, Body&& body) {
   switch (dtype) {
-    case DType::f64: return body(double{});
-    case DType::f32: return body(float{});
-    case DType::bf16: return body(bf16{});
-    case DType::f16: return body(f16{});
-    case DType::i64: return body(int64_t{});
-    case DType::i32: return body(int32_t{});
-    case DType::u16: return body(uint16_t{});
-    case DType::u8: return body(uint8_t{});
+    case DType::f64:
+      return body(double{});
+    case DType::f32:
+      return body(float{});
+    case DType::bf16:
+      return body(bf16{});
+    case DType::f16:
+      return body(f16{});
+    case DType::i64:
+      return body(int64_t{});
+    case DType::i32:
+      return body(int32_t{});
+    case DType::u16:
+      return body(uint16_t{});
+    case DType::u8:
+      return body(uint8_t{});
   }
 }
 
@@ -152,9 +160,7 @@ Tensor converted(Context& ctx, const Tensor& tensor, DType dtype) {
   BRAID_CHECK(tensor.device().kind == DeviceKind::cpu, "converted: ", tensor.dtype(), " to ", dtype, " works on the CPU only");
   const Tensor from = contiguous(ctx, tensor);
   with_number_type(from.dtype(), [&](auto from_type) {
-    with_number_type(dtype, [&](auto to_type) {
-      convert_range(from.data<decltype(from_type)>(), to.data<decltype(to_type)>(), 0, from.numel());
-    });
+    with_number_type(dtype, [&](auto to_type) { convert_range(from.data<decltype(from_type)>(), to.data<decltype(to_type)>(), 0, from.numel()); });
   });
   return to;
 }
@@ -219,8 +225,8 @@ double item(Context& ctx, const Tensor& tensor) {
   return to_vector<double>(ctx, tensor)[0];
 }
 
-#define BRAID_INSTANTIATE(T)                                                              \
-  template Tensor from_vector<T>(Context&, const std::vector<T>&, const Shape&);          \
+#define BRAID_INSTANTIATE(T)                                                     \
+  template Tensor from_vector<T>(Context&, const std::vector<T>&, const Shape&); \
   template std::vector<T> to_vector<T>(Context&, const Tensor&);
 BRAID_INSTANTIATE(double)
 BRAID_INSTANTIATE(float)

@@ -50,7 +50,8 @@ void visit_mixer_keys(Config& c, Visitor&& visit) {
   visit.flag("use_short_conv", c.use_short_conv);
   visit.size("conv_size", c.conv_size);
   switch (c.family) {
-    case Family::transformer: break;
+    case Family::transformer:
+      break;
     case Family::hgrn:
       visit.number("expand_ratio", c.expand_ratio);
       visit.flag("use_lower_bound", c.use_lower_bound);
@@ -60,7 +61,9 @@ void visit_mixer_keys(Config& c, Visitor&& visit) {
       visit.number_or_null("expand_ratio", c.expand_ratio);
       visit.flag("use_lower_bound", c.use_lower_bound);
       break;
-    case Family::retnet: visit_linear_attention_keys(c, visit); break;
+    case Family::retnet:
+      visit_linear_attention_keys(c, visit);
+      break;
     case Family::gla:
       visit_linear_attention_keys(c, visit);
       visit.number_or_null("clamp_min", c.clamp_min);

@@ -34,8 +34,8 @@ VectorMap<T> vector(T* data, int64_t size) {
   return VectorMap<T>(data, size);
 }
 template <class T>
-using ArrayMap =
-    Eigen::Map<std::conditional_t<std::is_const_v<T>, const Eigen::Array<std::remove_const_t<T>, Eigen::Dynamic, 1>, Eigen::Array<T, Eigen::Dynamic, 1>>>;
+using ArrayMap = Eigen::Map<
+    std::conditional_t<std::is_const_v<T>, const Eigen::Array<std::remove_const_t<T>, Eigen::Dynamic, 1>, Eigen::Array<T, Eigen::Dynamic, 1>>>;
 template <class T>
 ArrayMap<T> array(T* data, int64_t size) {
   return ArrayMap<T>(data, size);

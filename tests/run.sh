@@ -69,5 +69,22 @@ for preset in $presets; do
   for program in $programs; do collect "$(basename "$program")" "$logs/$preset-$(basename "$program")"; done
 done
 
+# Configurations for these are in the tree; they run where they are installed.
+checked() { # NAME STATUS
+  echo "  $1: $([ "$2" = 0 ] && echo clean || echo FAILED)"
+  if [ "$2" = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+}
+sources=$(find core autograd ops cuda models io train tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+if command -v clang-format >/dev/null; then
+  clang-format --dry-run --Werror $sources >"$logs/format" 2>&1
+  checked clang-format $?
+  grep -m 10 'error' "$logs/format"
+fi
+if command -v clang-tidy >/dev/null && [ -f "$build/compile_commands.json" ]; then
+  printf '%s\n' core/*.cpp autograd/*.cpp | xargs -P 2 -n 4 clang-tidy -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option >"$logs/tidy" 2>/dev/null
+  checked "clang-tidy (core, autograd)" $?
+  grep -m 10 'error' "$logs/tidy"
+fi
+
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]

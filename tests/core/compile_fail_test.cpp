@@ -18,7 +18,8 @@ struct Compilation {
 };
 
 Compilation compile(const fs::path& file, const std::string& flags) {
-  const std::string command = std::string(BRAID_CXX) + " -std=c++20 -fsyntax-only -I" + BRAID_SOURCE_DIR + " " + flags + " " + file.string() + " 2>&1";
+  const std::string command =
+      std::string(BRAID_CXX) + " -std=c++20 -fsyntax-only -I" + BRAID_SOURCE_DIR + " " + flags + " " + file.string() + " 2>&1";
   Compilation result;
   FILE* pipe = popen(command.c_str(), "r");
   std::array<char, 4096> buffer;

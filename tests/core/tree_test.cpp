@@ -55,7 +55,8 @@ std::string arrow_violation(const Source& source, const std::string& included) {
   static const std::regex cuda_header(R"((cuda.*|cublas.*|nccl.*|nvtx.*|cooperative_groups.*|cub/.*|mma\.h))");
   const std::string room = included.substr(0, included.find('/'));
   const bool is_ours = kArrows.count(room) && included.find('/') != std::string::npos;
-  if (source.starts_with("cuda/device/")) return is_ours && included.rfind("cuda/device/", 0) != 0 ? "cuda/device includes nothing outside itself" : "";
+  if (source.starts_with("cuda/device/"))
+    return is_ours && included.rfind("cuda/device/", 0) != 0 ? "cuda/device includes nothing outside itself" : "";
   if (!is_ours) {
     const bool outside = source.room() != "cuda" && !source.starts_with("tests/cuda/") && !source.starts_with("tests/bench/");
     return outside && std::regex_match(included, cuda_header) ? "a CUDA header outside cuda/" : "";
@@ -138,7 +139,8 @@ struct Function {
 
 /// Outermost function bodies: a brace behind a parenthesised head that is not a type, a namespace or an initialiser.
 std::vector<Function> functions_of(const Source& source) {
-  static const std::regex not_a_function(R"(^\s*(namespace|struct|class|enum|union|extern|template\s*<[^{}]*>\s*(struct|class))\b[\s\S]*|[\s\S]*=\s*$)");
+  static const std::regex not_a_function(
+      R"(^\s*(namespace|struct|class|enum|union|extern|template\s*<[^{}]*>\s*(struct|class))\b[\s\S]*|[\s\S]*=\s*$)");
   const std::string code = bare_code(source);
   std::vector<Function> functions;
   std::string head;
@@ -178,8 +180,9 @@ TEST(Tree, HostFunctionsKeepTheirBudget) {
 }
 
 TEST(Tree, TheFunctionBudgetCheckSeesFunctions) {
-  const Source source{"core/x.cpp", {"namespace a {", "struct B {", "  int f(int x) const {", "    if (x) { return 1; }", "    return '{';", "  }", "};",
-                                     "const int kList[] = {1, (2)};", "}"}};
+  const Source source{"core/x.cpp",
+                      {"namespace a {", "struct B {", "  int f(int x) const {", "    if (x) { return 1; }", "    return '{';", "  }", "};",
+                       "const int kList[] = {1, (2)};", "}"}};
   const std::vector<Function> functions = functions_of(source);
   ASSERT_EQ(functions.size(), 1u);
   EXPECT_EQ(functions[0].first_line, 3);
@@ -187,8 +190,8 @@ TEST(Tree, TheFunctionBudgetCheckSeesFunctions) {
 }
 
 TEST(Tree, TopLevelHoldsWhatIsGiven) {
-  const std::set<std::string> given = {"CMakeLists.txt", "CMakePresets.json", "LICENSE",  "README.md", "core",    "autograd", "ops",
-                                       "cuda",           "models",            "train",    "io",        "tests",   "examples"};
+  const std::set<std::string> given = {
+      "CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md", "core", "autograd", "ops", "cuda", "models", "train", "io", "tests", "examples"};
   for (const auto& entry : fs::directory_iterator(kRoot)) {
     const std::string name = entry.path().filename().string();
     const bool made = name[0] == '.' || name.rfind("build", 0) == 0 || name == "quickstart" || name == "Testing";

@@ -19,8 +19,8 @@ OpCase<RmsNorm> rms_case(const std::string& name, const Shape& shape, bool resid
 }
 
 const std::vector<OpCase<RmsNorm>> kCases = {
-    rms_case("rows", {5, 16}, false, 1),       rms_case("residual", {7, 24}, true, 1), rms_case("heads", {3, 4, 8}, true, 1),
-    rms_case("narrow", {4, 2}, false, 1),  rms_case("empty", {0, 8}, true, 1),     rms_case("huge", {4, 16}, false, 1e4),
+    rms_case("rows", {5, 16}, false, 1),        rms_case("residual", {7, 24}, true, 1), rms_case("heads", {3, 4, 8}, true, 1),
+    rms_case("narrow", {4, 2}, false, 1),       rms_case("empty", {0, 8}, true, 1),     rms_case("huge", {4, 16}, false, 1e4),
     rms_case("many_rows", {3000, 16}, true, 1),
 };
 const bool kLaws = register_laws<RmsNorm>("RmsNorm", kCases, {.accumulator = {"weight"}});

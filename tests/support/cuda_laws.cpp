@@ -1,7 +1,7 @@
-#include "tests/support/random_tensors.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "tests/support/random_tensors.h"
 
 namespace braid::testing {
 

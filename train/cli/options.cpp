@@ -12,6 +12,8 @@
 #include <map>
 #include <sstream>
 
+#include "cuda/runtime/runtime.h"
+
 namespace braid::cli {
 namespace po = boost::program_options;
 namespace fs = std::filesystem;
@@ -154,7 +156,7 @@ void Options::list(const std::string& name, const std::string& help, std::vector
 }
 
 void Options::device(DeviceOptions& to) {
-  choice("device", "where to compute (default: cuda if there is one)", to.device, {"cpu", "cuda"});
+  choice("device", "where to compute (default: cpu)", to.device, {"cpu", "cuda"});
   integer("threads", "threads on the CPU; 0: one per core", to.threads, 0, 4096);
 }
 
@@ -206,7 +208,15 @@ bool Options::parse(const std::vector<std::string>& arguments) {
 }
 
 Context make_context(const DeviceOptions& options) {
-  BRAID_CHECK(options.device != "cuda", "--device must be cpu in this build, which has no CUDA kernels, got cuda");
+  // On a GPU only when asked: not every operator has its kernel yet, and one that has none copies to the host and back.
+#ifdef BRAID_WITH_CUDA
+  if (options.device == "cuda") {
+    BRAID_CHECK(cuda::num_devices() > 0, "--device must be cpu on this machine, which has no CUDA device, got cuda");
+    return cuda::make_context(0);
+  }
+#else
+  BRAID_CHECK(options.device != "cuda", "--device must be cpu in this build, which was made without CUDA, got cuda");
+#endif
   return Context(static_cast<int>(options.threads));
 }
 
