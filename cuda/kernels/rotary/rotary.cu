@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/device/scalar.h"
@@ -9,12 +10,15 @@
 namespace braid {
 namespace {
 
+constexpr int kFewSequences = 32;
+
 struct RotaryParams {
-  const void* x;              // [N, H, D]
-  void* y;                    // [N, H, D]
-  const int64_t* cu_seqlens;  // [S+1]
-  const int64_t* offsets;     // [S] or null
-  int64_t S, H, half;         // D = 2 · half
+  const void* x;                       // [N, H, D]
+  void* y;                             // [N, H, D]
+  const int64_t* cu_seqlens;           // [S+1]
+  const int64_t* offsets;              // [S], or null: few_offsets
+  int64_t few_offsets[kFewSequences];  // by value for few sequences: decoding copies nothing and waits for nothing
+  int64_t S, H, half;                  // D = 2 · half
   double log_theta;
   float direction;  // −1 turns back
 };
@@ -25,7 +29,8 @@ __global__ void __launch_bounds__(128) rotary_kernel(RotaryParams p) {
   extern __shared__ float turns[];  // cos [half], sin [half]
   const int64_t n = blockIdx.x;
   const device::SequenceWalk sequence(p.cu_seqlens, p.S, n);
-  const double position = static_cast<double>(n - sequence.begin + (p.offsets ? p.offsets[sequence.idx] : 0));
+  const int64_t offset = p.offsets ? p.offsets[sequence.idx] : sequence.idx < kFewSequences ? p.few_offsets[sequence.idx] : 0;
+  const double position = static_cast<double>(n - sequence.begin + offset);
   for (int64_t i = threadIdx.x; i < p.half; i += blockDim.x) {
     double sine, cosine;
     sincos(position * exp(-static_cast<double>(i) / static_cast<double>(p.half) * p.log_theta), &sine, &cosine);
@@ -53,16 +58,19 @@ __global__ void __launch_bounds__(128) rotary_kernel(RotaryParams p) {
 void turn(Context& ctx, const Tensor& x, const Rotary::Attrs& attrs, float direction, const Tensor& y) {
   cuda::require_kernel_dtype(Rotary::name, x.dtype());
   if (x.numel() == 0) return;
-  const Tensor offsets = attrs.offsets.empty() ? Tensor{} : from_vector(ctx, attrs.offsets, {attrs.seqs.count()});
-  const RotaryParams params{x.raw(),
-                            y.raw(),
-                            attrs.seqs.on_device(ctx).data<int64_t>(),
-                            cuda::address_of<int64_t>(offsets),
-                            attrs.seqs.count(),
-                            x.size(1),
-                            x.size(2) / 2,
-                            std::log(attrs.theta),
-                            direction};
+  const bool few = attrs.offsets.size() <= kFewSequences;
+  const Tensor offsets = few ? Tensor{} : from_vector(ctx, attrs.offsets, {attrs.seqs.count()});
+  RotaryParams params{x.raw(),
+                      y.raw(),
+                      attrs.seqs.on_device(ctx).data<int64_t>(),
+                      cuda::address_of<int64_t>(offsets),
+                      {},
+                      attrs.seqs.count(),
+                      x.size(1),
+                      x.size(2) / 2,
+                      std::log(attrs.theta),
+                      direction};
+  if (few) std::copy(attrs.offsets.begin(), attrs.offsets.end(), params.few_offsets);
   const cuda::LaunchConfig config{
       .grid = static_cast<unsigned>(x.size(0)), .block = 128, .shared_bytes = static_cast<size_t>(2 * params.half) * sizeof(float)};
   const auto run = [&](void (*kernel)(RotaryParams)) { cuda::launch(ctx.stream(), "rotary", kernel, config, params); };
