@@ -39,12 +39,14 @@ struct LinearCrossEntropy {
   struct Attrs {
     double denominator = 0;  // 0: the number of targets, at least 1
     bool predict = false;
-    int64_t block_tokens = 0;  // 0: chosen so that a block of logits is a few MB
+    int64_t block_tokens = 0;  // 0: chosen so that a block of logits is a few MB (256 MB on a GPU, where products must be large)
     int64_t block_tokens_for(int64_t V) const;
   };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
+  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
+  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<LinearCrossEntropy>);
 

@@ -1,7 +1,9 @@
 #include "train/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "autograd/operator.h"
 #include "ops/eigen.h"
 
 namespace braid {
@@ -51,6 +53,8 @@ double AdamW::gradient_norm(Context& ctx) const {
   for (const OptimizerSlot& slot : slots_)
     BRAID_CHECK(slot.parameter->grad && slot.parameter->grad.dtype() == slot.m.dtype(), "adamw: parameter '", slot.parameter->name,
                 "' must have a gradient in ", slot.m.dtype());
+  if constexpr (kWithCuda)
+    if (!ctx.on_cpu() && all_float32()) return std::sqrt(squared_norm_cuda(ctx));
   Context host(Stream{}, ctx.pool());
   std::vector<Tensor> grads;
   for (const OptimizerSlot& slot : slots_) {
@@ -91,8 +95,14 @@ void AdamW::step(Context& ctx, double learning_rate, double gradient_scale) {
                        .gradient_scale = gradient_scale,
                        .correction1 = 1 - std::pow(options_.beta1, t),
                        .correction2 = 1 - std::pow(options_.beta2, t)};
-  if (ctx.on_cpu()) step_cpu(ctx, slots_, pieces_, step);
-  else step_on_host(ctx, step);
+  if (ctx.on_cpu()) return step_cpu(ctx, slots_, pieces_, step);
+  if constexpr (kWithCuda)
+    if (all_float32()) return step_cuda(ctx, step);
+  step_on_host(ctx, step);
+}
+
+bool AdamW::all_float32() const {
+  return std::all_of(slots_.begin(), slots_.end(), [](const OptimizerSlot& slot) { return slot.m.dtype() == DType::f32; });
 }
 
 void AdamW::step_cpu(Context& ctx, const std::vector<OptimizerSlot>& slots, const std::vector<Piece>& pieces, const AdamWStep& step) {

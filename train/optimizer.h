@@ -37,7 +37,7 @@ struct AdamWStep {
 };
 
 /// All parameters are one list of equal pieces, so a step is one pass over everything, on any number of threads with the same bits;
-/// a GPU kernel can walk the same list in one launch. Until there is one, parameters on a GPU are updated on the host.
+/// on a GPU one launch walks the same list. Parameters of a GPU that are not float32 are updated on the host.
 class AdamW {
  public:
   /// A piece of a parameter: elements [begin, end) of slot `slot`.
@@ -65,6 +65,11 @@ class AdamW {
  private:
   static double squared_norm_cpu(Context& ctx, const std::vector<Tensor>& grads, const std::vector<Piece>& pieces);
   static void step_cpu(Context& ctx, const std::vector<OptimizerSlot>& slots, const std::vector<Piece>& pieces, const AdamWStep& step);
+  bool all_float32() const;
+  /// In cuda/kernels/adamw: a block per piece. The list and the addresses stay on the GPU between calls.
+  double squared_norm_cuda(Context& ctx) const;
+  void step_cuda(Context& ctx, const AdamWStep& step) const;
+  void refresh_device_tables(Context& ctx) const;
   /// A GPU's parameters updated on the host, with copies around it.
   void step_on_host(Context& ctx, const AdamWStep& step) const;
 
@@ -72,6 +77,8 @@ class AdamW {
   std::vector<OptimizerSlot> slots_;
   std::vector<Piece> pieces_;
   int64_t num_updates_ = 0;
+  mutable std::vector<int64_t> slot_table_;      // what device_slots_ holds
+  mutable Tensor device_slots_, device_pieces_;  // i64 [slots, 6], i64 [pieces, 3]
 };
 
 /// What gradients of norm `norm` are multiplied by so that their norm is at most `max_norm` (0: no clipping).

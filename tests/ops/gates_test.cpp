@@ -24,6 +24,15 @@ const std::vector<OpCase<HgrnGate>> kHgrnCases = {
     hgrn_case("empty", 0, 7, 2, {{0.1, 0.9}}),
     hgrn_case("many_tokens", 2000, 24, 2, {{0.1, 0.9}}),
 };
+/// Wider and longer than a block of the kernels.
+template <class Op>
+OpCase<Op> large(OpCase<Op> c) {
+  c.gradcheck = false;
+  return c;
+}
+const bool kHgrnLargeLaws =
+    register_laws<HgrnGate>("HgrnGate", {large(hgrn_case("large", 500, 264, 2, {{0.1, 0.9}}))}, {.accumulator = {"lower_bound"}});
+
 const bool kHgrnLaws = register_laws<HgrnGate>("HgrnGate", kHgrnCases, {.accumulator = {"lower_bound"}});
 
 OpCase<LowerBound> bound_case(int64_t num_layers, int64_t layer, double scale) {
@@ -43,9 +52,9 @@ OpCase<GlaGate> gla_case(const std::string& name, int64_t N, int64_t D, double s
           },
           .attrs = attrs};
 }
-const bool kGlaLaws =
-    register_laws<GlaGate>("GlaGate", {gla_case("plain", 5, 7, 2, {}), gla_case("clamped", 5, 19, 3, {.normalizer = 4, .clamp_min = -0.5}),
-                                       gla_case("empty", 0, 7, 1, {}), gla_case("ranges", 2000, 24, 1, {})});
+const bool kGlaLaws = register_laws<GlaGate>(
+    "GlaGate", {gla_case("plain", 5, 7, 2, {}), gla_case("clamped", 5, 19, 3, {.normalizer = 4, .clamp_min = -0.5}), gla_case("empty", 0, 7, 1, {}),
+                gla_case("ranges", 2000, 24, 1, {}), large(gla_case("large", 600, 256, 2, {}))});
 
 OpCase<GdnGate> gdn_case(const std::string& name, int64_t N, int64_t HV, double scale) {
   return {.name = name,

@@ -32,7 +32,12 @@ const std::vector<OpCase<Op>> kCases = {
     make_case("no_tokens", {0, 0}, 4, true, -1, 0),
 };
 
-const bool kLaws = register_laws<Op>("LinearRecurrence", kCases, kKinds);
+/// Longer than a tile of the kernels, with members that end inside, on and between tiles.
+const std::vector<OpCase<Op>> kTiledCases = {make_case("tiled", {300, 0, 1, 63, 64, 65, 0, 500, 1, 128}, 260, true, -2, 0),
+                                             make_case("tiled_slow_decay", {1500}, 64, false, -0.02, 0),
+                                             make_case("tiled_odd_width", {70, 200, 1}, 131, true, -1, 0)};
+
+const bool kLaws = register_laws<Op>("LinearRecurrence", kCases, kKinds) && register_laws<Op>("LinearRecurrence", kTiledCases, kKinds);
 const bool kSequenceLaws = register_sequence_laws<Op>("LinearRecurrence", kCases, kKinds);
 
 /// The definition in plain loops.

@@ -25,7 +25,11 @@ std::vector<OpCase<Rotary>> offset_cases() {
   OpCase<Rotary> few = rotary_case("offsets", {5, 0, 1, 9}, 2, 8), many = rotary_case("far_offsets", {100, 1, 3}, 2, 16);
   few.attrs.offsets = {7, 3, 0, 100};
   many.attrs.offsets = {1000, 0, 5000};
-  return {few, many};
+  OpCase<Rotary> heads = rotary_case("heads", {300, 0, 1, 64}, 3, 64), sequences = rotary_case("many_sequences", std::vector<int64_t>(40, 3), 2, 8);
+  heads.attrs.offsets = {9, 0, 4000, 1};
+  for (int64_t s = 0; s < 40; ++s) sequences.attrs.offsets.push_back(5 * s);
+  heads.gradcheck = sequences.gradcheck = false;
+  return {few, many, heads, sequences};
 }
 const bool kLaws = register_laws<Rotary>("Rotary", kCases) && register_laws<Rotary>("Rotary", offset_cases()) &&
                    register_sequence_laws<Rotary>("Rotary", kCases, {.token = {"x"}});

@@ -31,9 +31,18 @@ const std::vector<OpCase<ShortConv>> kCases = {
 };
 const std::vector<OpCase<ShortConv>> kPointwise = {conv_case("width_1", {4, 0, 3}, 6, 1, ConvActivation::silu, true),
                                                    conv_case("no_tokens", {0, 0}, 6, 4, ConvActivation::silu, true)};
+OpCase<ShortConv> tiled_case(const std::string& name, const std::vector<int64_t>& lengths, int64_t D, int64_t W, bool initial) {
+  OpCase<ShortConv> c = conv_case(name, lengths, D, W, ConvActivation::silu, initial);
+  c.gradcheck = false;
+  return c;
+}
+/// Longer than a tile of the kernels, with members that end inside, on and between tiles.
+const std::vector<OpCase<ShortConv>> kTiled = {
+    tiled_case("tiled", {62, 1, 1, 0, 1, 63, 64, 65, 2, 3, 200}, 264, 4, true), tiled_case("tiled_odd_width", {130, 0, 70}, 133, 4, false),
+    tiled_case("tiled_width_3", {61, 5, 90}, 20, 3, true), tiled_case("tiled_width_16", {64, 7, 1, 100}, 6, 16, true)};
 const InputKinds kKinds{.accumulator = {"weight", "initial_state"}, .token = {"x"}, .state = {"initial_state"}};
 const bool kLaws = register_laws<ShortConv>("ShortConv", kCases, kKinds) && register_laws<ShortConv>("ShortConv", kPointwise, kKinds) &&
-                   register_sequence_laws<ShortConv>("ShortConv", kCases, kKinds);
+                   register_laws<ShortConv>("ShortConv", kTiled, kKinds) && register_sequence_laws<ShortConv>("ShortConv", kCases, kKinds);
 
 /// Sequence by sequence: every input, initial ones first, in one list.
 TEST(ShortConv, IsTheDefinition) {

@@ -1,0 +1,65 @@
+#include "cuda/kernels/sequences/empty_sequences.h"
+#include "cuda/kernels/short_conv/plan.h"
+
+namespace braid {
+namespace {
+
+struct ForwardParams {
+  device::ConvInputs in;
+  void* o;             // [N, D]
+  float* final_state;  // [S, D, W−1]
+};
+
+// o_t = act(Σ_j weight_j x_{t−taps+1+j}) over one tile of tokens; the last inputs of a sequence become its final state.
+template <class T, int taps, int width>
+__global__ void __launch_bounds__(cuda::kConvThreads) short_conv_forward(ForwardParams p) {
+  constexpr int kAhead = cuda::kConvAhead;
+  const device::ConvInputs& in = p.in;
+  const int64_t d = (int64_t{blockIdx.y} * cuda::kConvThreads + threadIdx.x) * width;
+  if (d >= in.D) return;
+  const int64_t begin = int64_t{blockIdx.x} * cuda::kConvTokens, end = min(in.N, begin + cuda::kConvTokens);
+  device::SequenceWalk sequence(in.cu_seqlens, in.S, begin);
+  device::ConvWindow<T, taps, width> window;
+  window.load_weight(in, d);
+  for (int64_t first = begin; first < end; first += kAhead) {
+    float ahead[kAhead][width], z[width];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (first + i < end) device::load(static_cast<const T*>(in.x) + (first + i) * in.D + d, ahead[i]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t t = first + i;
+      if (t >= end) break;
+      if (t == sequence.end) sequence.advance();
+      if (t == begin || t == sequence.begin) window.fill(in, sequence, t, d);
+      window.convolve(ahead[i], z);
+#pragma unroll
+      for (int c = 0; c < width; ++c)
+        if (in.silu) z[c] /= 1.0f + expf(-z[c]);
+      device::store(static_cast<T*>(p.o) + t * in.D + d, z);
+      device::shift(window.x);
+      if (t + 1 != sequence.end) continue;
+#pragma unroll
+      for (int j = 0; j < taps - 1; ++j) {
+        const int kept = j - (taps - in.W);
+#pragma unroll
+        for (int c = 0; c < width; ++c)
+          if (kept >= 0) p.final_state[(sequence.idx * in.D + d + c) * (in.W - 1) + kept] = window.x[j][c];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+ShortConv::Saved ShortConv::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
+  const ForwardParams params{cuda::conv_inputs(ctx, in.x, in.weight, in.initial_state, attrs), out.o.raw(), out.final_state.data<float>()};
+  cuda::pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
+  const int64_t N = params.in.N, D = params.in.D;
+  cuda::dispatch_conv(in.x.dtype(), params.in.W, D, cuda::aligned16(in.x), [&]<class T, int taps, int width>() {
+    cuda::launch(ctx.stream(), "short_conv_forward", &short_conv_forward<T, taps, width>, cuda::conv_config(N, D, width), params);
+  });
+  return {in.x, in.weight, in.initial_state};
+}
+
+}  // namespace braid
