@@ -41,7 +41,8 @@ struct GatedLinearAttention {
   };
   struct Saved {
     Tensor q, k, v, log_decay, initial_state;
-    Tensor states;  // chunked: [chunks of 64 of all sequences, H, K, V], before each; token: [N, H, K, V], after each token
+    Tensor states;  // chunked: [chunks of 64 of all sequences, H, K, V], before each; token: [N, H, K, V], after each token;
+                    // CUDA: [slots of chunks of 64, H, K, V], before each chunk (cuda/kernels/gated_linear_attention/chunks.h)
   };
   struct Attrs {
     Sequences seqs;               // must end at N
@@ -51,6 +52,8 @@ struct GatedLinearAttention {
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
+  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
+  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<GatedLinearAttention>);
 

@@ -53,6 +53,16 @@ std::vector<OpCase<Op>> make_cases() {
   cases.push_back(make_case("no_tokens", Decay::head, {0, 0}, {2, 3, 4}));
   cases.push_back(make_case("tiny_values", Decay::channel, {50}, {1, 5, 5}, -1, 0, true, 1e-5));
   cases.push_back(make_case("huge_values", Decay::channel, {50}, {1, 5, 5}, -1, 0, true, 1e5));
+  const std::vector<int64_t> packed = {0, 1, 63, 64, 65, 0, 127, 1, 130};
+  for (const auto& [decay, kind] : kinds) {
+    cases.push_back(make_case(kind + "_wide", decay, packed, {2, 64, 64}, -0.3, 0));
+    cases.push_back(make_case(kind + "_oblong", decay, {70, 129}, {1, 128, 72}, -2, 0, false));
+    cases.push_back(make_case(kind + "_one_chunk", decay, {64, 0, 3, 17}, {2, 40, 24}, -0.5, 0));
+  }
+  cases.push_back(make_case("channel_strong_wide", Decay::channel, {150, 64}, {1, 128, 64}, -30, 0));
+  cases.push_back(make_case("channel_forgetful", Decay::channel, {100}, {1, 64, 64}, -30, -20));
+  cases.push_back(make_case("constant_many_keys", Decay::constant, {90}, {1, 256, 40}, -0.05, -0.01));
+  cases.push_back(make_case("channel_most_keys", Decay::channel, {68}, {1, 512, 12}, -0.1, 0));
   cases.push_back(make_case("scaled", Decay::head, {21, 4}, {2, 3, 2}));
   cases.back().attrs.scale = -0.7;
   return cases;
