@@ -8,7 +8,7 @@
 //   d_s_j = P_j · (<d_o, v_j> − delta),   d_q = scale · Σ_j d_s_j k_j,   d_k_j = scale · Σ d_s_j q,   d_v_j = Σ P_j d_o
 // (sums for k and v over all queries that see j and all query heads of the group).
 //
-// lse is there to join partial results and to test with. Its gradient is honoured on the CPU; no layer of Braid uses it.
+// lse is there to join partial results and to test with. Its gradient is honoured; no layer of Braid uses it.
 //
 // Source: Vaswani et al., "Attention is all you need", NeurIPS 2017; grouped queries: Ainslie et al., "GQA", EMNLP 2023; blocks
 // with the saved log-sum: Dao, "FlashAttention-2", ICLR 2024.
@@ -50,6 +50,8 @@ struct Attention {
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
+  static Saved forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
+  static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<Attention>);
 

@@ -54,12 +54,28 @@ const std::vector<Setting> kSettings = {
     {"one_token", {1}, {}, {2, 2, 4, 4}},
 };
 
+// Head dimensions that kernels are built for and lengths around their tiles; too large for differences.
+const std::vector<Setting> kKernelSettings = {
+    {"heads_of_64", {0, 1, 63, 64, 65, 130}, {}, {4, 2, 64, 64}},
+    {"heads_of_128", {129, 1, 0, 200}, {}, {2, 1, 128, 128}},
+    {"heads_of_256", {33, 100}, {}, {2, 1, 256, 256}},
+    {"heads_of_64_window", {300, 65}, {}, {2, 1, 64, 64}, 100},
+    {"heads_of_128_cached_window", {70, 1, 0}, {200, 129, 64}, {2, 2, 128, 128}, 90},
+    {"heads_of_64_cached", {1, 65, 2}, {300, 70, 2}, {4, 1, 64, 64}},
+    {"heads_of_200", {90}, {}, {2, 2, 200, 130}},
+};
+
 std::vector<OpCase<Attention>> cases() {
   std::vector<OpCase<Attention>> list;
   for (const Setting& setting : kSettings)
     list.push_back({.name = setting.name,
                     .inputs = [setting](Context& ctx, Random& random) { return inputs_of(ctx, random, setting); },
                     .attrs = attrs_of(setting)});
+  for (const Setting& setting : kKernelSettings)
+    list.push_back({.name = setting.name,
+                    .inputs = [setting](Context& ctx, Random& random) { return inputs_of(ctx, random, setting); },
+                    .attrs = attrs_of(setting),
+                    .gradcheck = false});
   list.push_back({.name = "given_scale",
                   .inputs = [](Context& ctx, Random& random) { return inputs_of(ctx, random, kSettings[0]); },
                   .attrs = {.q_seqs = Sequences::of_lengths(kSettings[0].q_lengths), .scale = 0.3}});
