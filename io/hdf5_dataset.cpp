@@ -144,8 +144,8 @@ void Hdf5Dataset::transfer(int64_t begin, int64_t count, int64_t memory_type, vo
 template <class T>
 void Hdf5Dataset::read(int64_t begin, int64_t count, T* to) const {
   BRAID_CHECK(extents_.size() == 1, name(), ": expected a list, got ", extents_.size(), " dimensions");
-  BRAID_CHECK(begin >= 0 && count >= 0 && count <= extents_[0] && begin <= extents_[0] - count, name(), ": elements [", begin, ", ", begin + count,
-              ") lie outside its ", extents_[0]);
+  BRAID_CHECK(begin >= 0 && count >= 0 && count <= extents_[0] && begin <= extents_[0] - count, name(), ": ", count, " elements from ", begin,
+              " on lie outside its ", extents_[0]);
   const bool integer = type_name_[0] != 'f' && type_name_ != "other";
   BRAID_CHECK(integer == std::is_integral_v<T> && type_name_ != "other", name(), ": expected ",
               std::is_integral_v<T> ? "integers" : "floating numbers", ", got ", type_name_);
