@@ -66,7 +66,7 @@ class AdamW {
   static double squared_norm_cpu(Context& ctx, const std::vector<Tensor>& grads, const std::vector<Piece>& pieces);
   static void step_cpu(Context& ctx, const std::vector<OptimizerSlot>& slots, const std::vector<Piece>& pieces, const AdamWStep& step);
   bool all_float32() const;
-  /// In cuda/kernels/adamw: a block per piece. The list and the addresses stay on the GPU between calls.
+  /// With CUDA only (optimizer_cuda.cpp, kernels in cuda/kernels/adamw): a block per piece. The list and the addresses stay on the GPU between calls.
   double squared_norm_cuda(Context& ctx) const;
   void step_cuda(Context& ctx, const AdamWStep& step) const;
   void refresh_device_tables(Context& ctx) const;

@@ -1,11 +1,8 @@
-#include <cmath>
-
 #include "cuda/device/scalar.h"
-#include "cuda/kernels/operands.h"
+#include "cuda/kernels/adamw/adamw.h"
 #include "cuda/runtime/check.h"
-#include "train/optimizer.h"
 
-namespace braid {
+namespace braid::cuda {
 namespace {
 
 constexpr int kThreads = 256, kTotalThreads = 1024;
@@ -18,13 +15,15 @@ struct Slot {
   device::bf16* compute;  // or null
   int64_t flags;
 };
-constexpr int64_t kDecays = 1, kAligned = 2;
-static_assert(sizeof(Slot) == 6 * sizeof(int64_t) && sizeof(AdamW::Piece) == 3 * sizeof(int64_t));
+struct Piece {
+  int64_t slot, begin, end;
+};
+static_assert(sizeof(Slot) == 6 * sizeof(int64_t) && sizeof(Piece) == 3 * sizeof(int64_t));
 
 struct StepParams {
   const Slot* slots;
-  const AdamW::Piece* pieces;
-  float gradient_scale, beta1, rest1, beta2, rest2, keep, rate, v_scale, eps;  // rest: 1 − β
+  const Piece* pieces;
+  AdamWScalars by;
 };
 
 // The equations of train/optimizer.h for `width` neighbours.
@@ -35,13 +34,13 @@ __device__ inline void update(const StepParams& p, const Slot& slot, int64_t at)
   device::load(slot.grad + at, g);
   device::load(slot.m + at, m);
   device::load(slot.v + at, v);
-  const float keep = slot.flags & kDecays ? p.keep : 1.0f;
+  const float keep = slot.flags & kAdamWDecays ? p.by.keep : 1.0f;
 #pragma unroll
   for (int j = 0; j < width; ++j) {
-    g[j] *= p.gradient_scale;
-    m[j] = p.beta1 * m[j] + p.rest1 * g[j];
-    v[j] = p.beta2 * v[j] + p.rest2 * g[j] * g[j];
-    value[j] = keep * value[j] - p.rate * m[j] / (sqrtf(v[j]) * p.v_scale + p.eps);
+    g[j] *= p.by.gradient_scale;
+    m[j] = p.by.beta1 * m[j] + p.by.rest1 * g[j];
+    v[j] = p.by.beta2 * v[j] + p.by.rest2 * g[j] * g[j];
+    value[j] = keep * value[j] - p.by.rate * m[j] / (sqrtf(v[j]) * p.by.v_scale + p.by.eps);
   }
   device::store(slot.value + at, value);
   device::store(slot.m + at, m);
@@ -49,17 +48,17 @@ __device__ inline void update(const StepParams& p, const Slot& slot, int64_t at)
   if (slot.compute) device::store(slot.compute + at, value);
 }
 
-__global__ void __launch_bounds__(kThreads) adamw_step(StepParams p) {
-  const AdamW::Piece piece = p.pieces[blockIdx.x];
+__global__ void __launch_bounds__(kThreads) adamw_kernel(StepParams p) {
+  const Piece piece = p.pieces[blockIdx.x];
   const Slot slot = p.slots[piece.slot];
-  const int64_t packs = slot.flags & kAligned ? (piece.end - piece.begin) / 4 : 0;
+  const int64_t packs = slot.flags & kAdamWAligned ? (piece.end - piece.begin) / 4 : 0;
   for (int64_t i = threadIdx.x; i < packs; i += kThreads) update<4>(p, slot, piece.begin + 4 * i);
   for (int64_t at = piece.begin + 4 * packs + threadIdx.x; at < piece.end; at += kThreads) update<1>(p, slot, at);
 }
 
 struct NormParams {
   const Slot* slots;
-  const AdamW::Piece* pieces;
+  const Piece* pieces;
   double* partials;  // [pieces]
   double* total;     // []
   int64_t num_pieces;
@@ -77,7 +76,7 @@ __device__ inline double block_total(double x, double* sums) {
 
 __global__ void __launch_bounds__(kThreads) squared_norm_pieces(NormParams p) {
   __shared__ double sums[kThreads];
-  const AdamW::Piece piece = p.pieces[blockIdx.x];
+  const Piece piece = p.pieces[blockIdx.x];
   const float* grad = p.slots[piece.slot].grad;
   double sum = 0;
   for (int64_t i = piece.begin + threadIdx.x; i < piece.end; i += kThreads) sum += static_cast<double>(grad[i]) * static_cast<double>(grad[i]);
@@ -93,57 +92,21 @@ __global__ void __launch_bounds__(kTotalThreads) squared_norm_total(NormParams p
   if (threadIdx.x == 0) *p.total = sum;
 }
 
-int64_t number(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<intptr_t>(pointer)); }
-
 }  // namespace
 
-void AdamW::refresh_device_tables(Context& ctx) const {
-  std::vector<int64_t> table;
-  for (const OptimizerSlot& slot : slots_) {
-    const Parameter& parameter = *slot.parameter;
-    const auto aligned = [](const Tensor& tensor) { return cuda::aligned16(tensor); };
-    const bool wide = aligned(parameter.value) && aligned(parameter.grad) && aligned(slot.m) && aligned(slot.v) && aligned(parameter.compute);
-    table.insert(table.end(), {number(parameter.value.raw()), number(parameter.grad.raw()), number(slot.m.raw()), number(slot.v.raw()),
-                               number(cuda::address(parameter.compute)), (parameter.decays() ? kDecays : 0) | (wide ? kAligned : 0)});
-  }
-  if (!device_pieces_ || device_pieces_.device() != ctx.device()) {
-    std::vector<int64_t> pieces;
-    for (const Piece& piece : pieces_) pieces.insert(pieces.end(), {piece.slot, piece.begin, piece.end});
-    device_pieces_ = from_vector(ctx, pieces, {static_cast<int64_t>(pieces_.size()), 3});
-    slot_table_.clear();
-  }
-  if (table == slot_table_) return;
-  device_slots_ = from_vector(ctx, table, {static_cast<int64_t>(slots_.size()), 6});
-  slot_table_ = std::move(table);
-}
-
-double AdamW::squared_norm_cuda(Context& ctx) const {
-  const int64_t num_pieces = static_cast<int64_t>(pieces_.size());
-  if (num_pieces == 0) return 0;
-  refresh_device_tables(ctx);
+Tensor squared_norm(Context& ctx, const AdamWTables& tables) {
+  const int64_t num_pieces = tables.pieces.size(0);
   const Tensor partials = Tensor::empty(ctx, {num_pieces}, DType::f64), total = Tensor::empty(ctx, {}, DType::f64);
-  const NormParams params{reinterpret_cast<const Slot*>(device_slots_.raw()), reinterpret_cast<const Piece*>(device_pieces_.raw()),
+  const NormParams params{reinterpret_cast<const Slot*>(tables.slots.raw()), reinterpret_cast<const Piece*>(tables.pieces.raw()),
                           partials.data<double>(), total.data<double>(), num_pieces};
-  cuda::launch(ctx.stream(), "squared_norm_pieces", &squared_norm_pieces, {.grid = static_cast<unsigned>(num_pieces), .block = kThreads}, params);
-  cuda::launch(ctx.stream(), "squared_norm_total", &squared_norm_total, {.grid = 1, .block = kTotalThreads}, params);
-  return item(ctx, total);
+  launch(ctx.stream(), "squared_norm_pieces", &squared_norm_pieces, {.grid = static_cast<unsigned>(num_pieces), .block = kThreads}, params);
+  launch(ctx.stream(), "squared_norm_total", &squared_norm_total, {.grid = 1, .block = kTotalThreads}, params);
+  return total;
 }
 
-void AdamW::step_cuda(Context& ctx, const AdamWStep& step) const {
-  refresh_device_tables(ctx);
-  const auto single = [](double x) { return static_cast<float>(x); };
-  const StepParams params{.slots = reinterpret_cast<const Slot*>(device_slots_.raw()),
-                          .pieces = reinterpret_cast<const Piece*>(device_pieces_.raw()),
-                          .gradient_scale = single(step.gradient_scale),
-                          .beta1 = single(step.beta1),
-                          .rest1 = single(1 - step.beta1),
-                          .beta2 = single(step.beta2),
-                          .rest2 = single(1 - step.beta2),
-                          .keep = single(1 - step.learning_rate * step.weight_decay),
-                          .rate = single(step.learning_rate / step.correction1),
-                          .v_scale = single(1 / std::sqrt(step.correction2)),
-                          .eps = single(step.eps)};
-  cuda::launch(ctx.stream(), "adamw_step", &adamw_step, {.grid = static_cast<unsigned>(pieces_.size()), .block = kThreads}, params);
+void adamw_step(Context& ctx, const AdamWTables& tables, const AdamWScalars& scalars) {
+  const StepParams params{reinterpret_cast<const Slot*>(tables.slots.raw()), reinterpret_cast<const Piece*>(tables.pieces.raw()), scalars};
+  launch(ctx.stream(), "adamw_step", &adamw_kernel, {.grid = static_cast<unsigned>(tables.pieces.size(0)), .block = kThreads}, params);
 }
 
-}  // namespace braid
+}  // namespace braid::cuda
