@@ -65,9 +65,9 @@ struct Silu : Unary<Silu> {
 
 struct Sigmoid : Unary<Sigmoid> {
   static constexpr std::string_view name = "sigmoid";
-  static constexpr Keeps keeps = Keeps::output;
+  static constexpr Keeps keeps = Keeps::input;  // 1 − y of a y rounded to bf16 has no digits left near 1
   BRAID_HOST_DEVICE auto value(auto x) const { return functions::sigmoid(x); }
-  BRAID_HOST_DEVICE auto slope(auto y) const { return y - y * y; }
+  BRAID_HOST_DEVICE auto slope(auto x) const { return functions::sigmoid(x) * functions::sigmoid(-x); }
 };
 
 struct LogSigmoid : Unary<LogSigmoid> {
@@ -93,9 +93,12 @@ struct Exp : Unary<Exp> {
 
 struct Tanh : Unary<Tanh> {
   static constexpr std::string_view name = "tanh";
-  static constexpr Keeps keeps = Keeps::output;
+  static constexpr Keeps keeps = Keeps::input;  // as sigmoid
   BRAID_HOST_DEVICE auto value(auto x) const { return functions::hyperbolic_tangent(x); }
-  BRAID_HOST_DEVICE auto slope(auto y) const { return decltype(y)(1) - y * y; }
+  BRAID_HOST_DEVICE auto slope(auto x) const {
+    const auto y = functions::hyperbolic_tangent(x);
+    return decltype(x)(1) - y * y;
+  }
 };
 
 /// y = factor · x
