@@ -1,11 +1,13 @@
-// Braid inside a program of one's own: build a model, run a training step, read gradients. Public headers only.
+// Braid inside a program of one's own: build a model, train it, read gradients, save it (to the directory named, if one is) for
+// `braid generate --model DIRECTORY` or anybody who reads safetensors. Public headers only.
 #include <cstdio>
 
+#include "io/model_directory.h"
 #include "models/hybrid_lm.h"
 #include "models/presets.h"
 #include "train/optimizer.h"
 
-int main() try {
+int main(int argc, char** argv) try {
   using namespace braid;
   Context ctx(0);  // every usable core
 
@@ -33,6 +35,7 @@ int main() try {
   const Parameter& A_log = model.parameter("model.layers.0.attn.A_log");
   std::printf("%lld parameters, loss %.3f -> %.3f\n", static_cast<long long>(model.num_parameters()), first, last);
   for (double gradient : to_vector<double>(ctx, A_log.grad)) std::printf("gradient of %s: %g\n", A_log.name.c_str(), gradient);
+  if (argc > 1) save_model_directory(ctx, argv[1], model);
   return last < 0.5 * first ? 0 : 1;
 } catch (const braid::Error& error) {
   std::fprintf(stderr, "%s\n", error.what());

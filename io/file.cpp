@@ -26,6 +26,13 @@ Path temporary_beside(const Path& path) {
   return path.parent_path() / ("." + path.filename().string() + std::string(kTemporaryMark) + unique);
 }
 
+/// `path`, which must not be there yet.
+Path vacant(Path path) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) == 0) fail_path("cannot make", path, EEXIST);
+  return path;
+}
+
 Path directory_of(const Path& path) { return path.has_parent_path() ? path.parent_path() : Path("."); }
 
 FileDescriptor open_for(std::string_view action, const Path& path, int flags, const Path& shown) {
@@ -42,10 +49,6 @@ void write_all(int descriptor, const Path& path, const char* from, int64_t bytes
     from += written;
     bytes -= written;
   }
-}
-
-void rename_path(const Path& from, const Path& to) {
-  if (::rename(from.c_str(), to.c_str()) != 0) fail_path("cannot write", to, errno);
 }
 
 void sync_descriptor(const FileDescriptor& descriptor, const Path& path) {
@@ -177,27 +180,24 @@ void AtomicFile::commit() {
   name_.commit();
 }
 
-AtomicDirectory::AtomicDirectory(Path path) : path_(std::move(path)), temporary_(temporary_beside(path_)) {
-  struct stat status {};
-  if (::lstat(path_.c_str(), &status) == 0) fail_path("cannot make", path_, EEXIST);
-  if (::mkdir(temporary_.c_str(), 0777) != 0) fail_path("cannot make", path_, errno);
+StagingDirectory::StagingDirectory(const Path& path) : path_(temporary_beside(path)) {
+  if (::mkdir(path_.c_str(), 0777) != 0) fail_path("cannot make", path, errno);
 }
 
-AtomicDirectory::~AtomicDirectory() {
+StagingDirectory::~StagingDirectory() {
   std::error_code ignored;
-  if (!committed_) std::filesystem::remove_all(temporary_, ignored);
+  std::filesystem::remove_all(path_, ignored);
 }
+
+AtomicDirectory::AtomicDirectory(Path path) : path_(vacant(std::move(path))), staging_(path_) {}
 
 void AtomicDirectory::commit() {
   std::error_code error;
-  for (std::filesystem::recursive_directory_iterator entry(temporary_, error), end; !error && entry != end; entry.increment(error))
+  for (std::filesystem::recursive_directory_iterator entry(temporary(), error), end; !error && entry != end; entry.increment(error))
     sync_path(entry->path());
-  if (error) fail_path("cannot read", temporary_, error.value());
-  sync_path(temporary_);
-  struct stat status {};
-  if (::lstat(path_.c_str(), &status) == 0) fail_path("cannot make", path_, EEXIST);
-  rename_path(temporary_, path_);
-  committed_ = true;
+  if (error) fail_path("cannot read", temporary(), error.value());
+  sync_path(temporary());
+  rename_path(temporary(), vacant(path_));
   sync_path(directory_of(path_));
 }
 
@@ -209,6 +209,10 @@ void make_directories(const Path& path) {
   if (error) fail_path("cannot make directory", path, error.value());
   if (!std::filesystem::is_directory(path)) fail_path("cannot make directory", path, ENOTDIR);
   if (::access(path.c_str(), W_OK | X_OK) != 0) fail_path("cannot write into", path, errno);
+}
+
+void rename_path(const Path& from, const Path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) fail_path("cannot write", to, errno);
 }
 
 void remove_path(const Path& path) {

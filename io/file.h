@@ -102,26 +102,38 @@ class AtomicFile {
   void flush(const char* from, int64_t bytes);
 };
 
+/// A new directory beside `path` under a temporary name, removed with all it then holds at the end of its life.
+class StagingDirectory {
+ public:
+  explicit StagingDirectory(const Path& path);
+  ~StagingDirectory();
+  StagingDirectory(const StagingDirectory&) = delete;
+  StagingDirectory& operator=(const StagingDirectory&) = delete;
+  const Path& path() const { return path_; }
+
+ private:
+  Path path_;
+};
+
 /// A directory that appears under its name with all it holds, or not at all: fill temporary(), then commit() syncs every file in it
 /// and renames. Error when `path` is already there. Without commit the temporary directory is removed.
 class AtomicDirectory {
  public:
   explicit AtomicDirectory(Path path);
-  ~AtomicDirectory();
-  AtomicDirectory(const AtomicDirectory&) = delete;
-  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
-  const Path& temporary() const { return temporary_; }
+  const Path& temporary() const { return staging_.path(); }
   void commit();
 
  private:
-  Path path_, temporary_;
-  bool committed_ = false;
+  Path path_;
+  StagingDirectory staging_;
 };
 
 /// Whether `name` is that of a temporary file or directory left by a process that was killed.
 bool is_temporary_name(std::string_view name);
 /// Makes the directory and its parents; Error naming path and reason when one cannot be made or written into.
 void make_directories(const Path& path);
+/// Gives a file or directory another name, in place of the file that had it, in one step.
+void rename_path(const Path& from, const Path& to);
 /// Removes a file or a directory with all it holds; nothing when absent.
 void remove_path(const Path& path);
 /// Waits until the names in a directory (or a file's content) are on the disk.

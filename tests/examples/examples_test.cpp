@@ -1,10 +1,14 @@
 // The programs in examples/ do what README.md says they do.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdio>
 #include <fstream>
 #include <string>
+
+#include "io/model_directory.h"
+#include "models/presets.h"
 
 namespace braid::testing {
 namespace {
@@ -23,13 +27,21 @@ Result run(const std::string& command) {
   return result;
 }
 
-void expect_success(const char* program, const std::string& words) {
-  const Result result = run(std::string(BRAID_EXAMPLES_DIR) + "/braid_example_" + program);
+void expect_success(const char* program, const std::string& words, const std::string& arguments = "") {
+  const Result result = run(std::string(BRAID_EXAMPLES_DIR) + "/braid_example_" + program + " " + arguments);
   EXPECT_EQ(result.status, 0) << result.output;
   EXPECT_NE(result.output.find(words), std::string::npos) << result.output;
 }
 
 TEST(Examples, EmbedTrainsAndReadsGradients) { expect_success("embed", "gradient of model.layers.0.attn.A_log"); }
+TEST(Examples, EmbedSavesWhatItTrained) {
+  const Path directory = std::filesystem::temp_directory_path() / ("braid-embed-" + std::to_string(::getpid()));
+  expect_success("embed", "loss", directory.string());
+  Context ctx;
+  std::vector<std::string> notes;
+  EXPECT_EQ(load_model_directory(ctx, directory, DType::f32, notes)->config(), preset("tiny-gdn-3-1"));
+  remove_path(directory);
+}
 TEST(Examples, AnOperatorFromOutsideIsRight) { expect_success("add_operator", "right"); }
 TEST(Examples, AMixerFromOutsideStepsAsItTrains) { expect_success("add_mixer", "one-token steps differ by"); }
 

@@ -3,6 +3,7 @@
 
 #include "io/checkpoint.h"
 #include "io/json.h"
+#include "io/model_directory.h"
 #include "train/cli/commands.h"
 #include "train/cli/model_source.h"
 #include "train/cli/options.h"
@@ -39,7 +40,7 @@ int run_convert(const Arguments& arguments) {
   Context ctx(0);
   const auto model = load_named_model(ctx, "--from", from, DType::f32);
   if (form == "run") write_run(ctx, *model, to);
-  else save_model_directory(ctx, *model, to, parse_compute_dtype("--dtype", dtype));
+  else save_model_directory(ctx, to, *model, parse_compute_dtype("--dtype", dtype));
   std::cout << to << ": " << model->num_parameters() << " parameters from " << from << '\n';
   return kDone;
 }

@@ -21,7 +21,5 @@ ModelConfig named_config(const std::string& option, const std::string& model);
 std::unique_ptr<HybridLm> load_named_model(Context& ctx, const std::string& option, const std::string& path, DType dtype);
 /// The same into a model that is there; its configuration must fit.
 void load_named_values(Context& ctx, const std::string& option, const std::string& path, const HybridLm& model, DType dtype);
-/// Writes config.json and model.safetensors; makes the directory where there is none.
-void save_model_directory(Context& ctx, const HybridLm& model, const std::string& path, DType dtype);
 
 }  // namespace braid::cli
