@@ -5,52 +5,80 @@
 
 namespace braid::device {
 
-/// kGroup threads a row, packs of kPack elements, at most kPacks of them a thread. Blocks have 256 threads.
-template <int group, int pack, int packs>
+/// At most kPacks packs of kPack elements a thread. Blocks have 256 threads; `blocks` of a forward and `backward_blocks` of a backward should
+/// fit on a multiprocessor.
+template <int pack, int packs, int blocks, int backward_blocks>
 struct RowPlan {
-  static constexpr int kThreads = 256;
-  static constexpr int kGroup = group, kPack = pack, kPacks = packs;
-  static constexpr int kRowsPerBlock = kThreads / group;
-  static constexpr int kMaxD = group * pack * packs;
+  static constexpr int kThreads = 256, kPack = pack, kPacks = packs, kBlocks = blocks, kBackwardBlocks = backward_blocks;
+  static constexpr int kMaxD = kThreads * pack * packs;
 };
 
-/// The sum over a row's group, given to each of its threads. Every thread of the block must call it.
-template <class Plan>
-__device__ inline float row_sum(float x, float* scratch) {
-  if constexpr (Plan::kGroup == Plan::kThreads) {
-    return block_sum(x, scratch);
-  } else {
-#pragma unroll
-    for (int offset = Plan::kGroup / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+/// Which rows the calling thread works on: row, row + stride, …, below `rows`; every thread of a block makes the same number of turns.
+struct RowWalk {
+  int64_t rows, D;
+  int group;  // threads a row, a power of two
+
+  __device__ int lane() const { return static_cast<int>(threadIdx.x) & (group - 1); }
+  __device__ int64_t stride() const { return int64_t{gridDim.x} * (blockDim.x / group); }
+  __device__ int64_t first() const { return int64_t{blockIdx.x} * (blockDim.x / group) + threadIdx.x / group; }
+  __device__ int64_t turns() const {
+    const int64_t first_of_block = int64_t{blockIdx.x} * (blockDim.x / group);
+    return first_of_block < rows ? (rows - first_of_block + stride() - 1) / stride() : 0;
+  }
+};
+
+/// Sums over a row's group, given to each of its threads. Every thread of the block must take part.
+struct RowSum {
+  float (*scratch)[8];  // [2][8] of shared memory
+  int turn = 0;
+
+  __device__ float operator()(float x, int group) {
+    for (int offset = 1; offset < min(group, 32); offset *= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    if (group <= 32) return x;
+    const int warp = threadIdx.x / 32, warps = group / 32, first = warp / warps * warps;
+    float* sums = scratch[turn];
+    turn ^= 1;  // one barrier a sum: who is a sum ahead writes elsewhere
+    if (threadIdx.x % 32 == 0) sums[warp] = x;
+    __syncthreads();
+    x = 0;
+    for (int i = 0; i < warps; ++i) x += sums[first + i];
     return x;
   }
-}
+};
+
+/// One thread's part of a row as it is stored, fetched ahead of its use.
+template <class T, class Plan>
+struct RowFetch {
+  Pack<T, Plan::kPack> packs[Plan::kPacks];
+
+  /// Zeros without a row.
+  __device__ void load(const T* row, const RowWalk& walk) {
+#pragma unroll
+    for (int i = 0; i < Plan::kPacks; ++i) {
+      const int64_t column = int64_t{i * walk.group + walk.lane()} * Plan::kPack;
+      if (row && column < walk.D) packs[i] = *reinterpret_cast<const Pack<T, Plan::kPack>*>(row + column);
+      else packs[i] = {};
+    }
+  }
+  __device__ float at(int i, int j) const { return to_float(packs[i].at[j]); }
+};
 
 /// One thread's part of a row, in float; elements past D are zero.
 template <class Plan>
 struct RowPart {
   float at[Plan::kPacks][Plan::kPack];
 
-  template <class T>
-  __device__ void load(const T* row, int64_t D, int lane) {
-#pragma unroll
-    for (int i = 0; i < Plan::kPacks; ++i) {
-      const int64_t column = int64_t{i * Plan::kGroup + lane} * Plan::kPack;
-      if (row && column < D) {
-        device::load(row + column, at[i]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < Plan::kPack; ++j) at[i][j] = 0;
-      }
-    }
+  __device__ void load(const float* row, const RowWalk& walk) {
+    RowFetch<float, Plan> fetched;
+    fetched.load(row, walk);
+    each([&](int i, int j) { at[i][j] = fetched.at(i, j); });
   }
-
   template <class T>
-  __device__ void store(T* row, int64_t D, int lane) const {
+  __device__ void store(T* row, const RowWalk& walk) const {
 #pragma unroll
     for (int i = 0; i < Plan::kPacks; ++i) {
-      const int64_t column = int64_t{i * Plan::kGroup + lane} * Plan::kPack;
-      if (column < D) device::store(row + column, at[i]);
+      const int64_t column = int64_t{i * walk.group + walk.lane()} * Plan::kPack;
+      if (column < walk.D) device::store(row + column, at[i]);
     }
   }
 
@@ -67,18 +95,18 @@ struct RowPart {
 /// Adds up, over the row groups of a block, each thread's column sums, and writes them to partial [D] of this block. `shared` holds
 /// kMaxD floats. Every thread of the block must call it.
 template <class Plan>
-__device__ inline void store_column_sums(const RowPart<Plan>& sums, float* shared, float* partial, int64_t D) {
-  const int lane = threadIdx.x % Plan::kGroup, group = threadIdx.x / Plan::kGroup;
-  for (int turn = 0; turn < Plan::kRowsPerBlock; ++turn) {
+__device__ inline void store_column_sums(const RowPart<Plan>& sums, float* shared, float* partial, const RowWalk& walk) {
+  const int group = threadIdx.x / walk.group, groups = blockDim.x / walk.group;
+  for (int turn = 0; turn < groups; ++turn) {
     if (turn == group) {
       RowPart<Plan>::each([&](int i, int j) {
-        const int column = (i * Plan::kGroup + lane) * Plan::kPack + j;
+        const int column = (i * walk.group + walk.lane()) * Plan::kPack + j;
         shared[column] = turn == 0 ? sums.at[i][j] : shared[column] + sums.at[i][j];
       });
     }
     __syncthreads();
   }
-  for (int column = threadIdx.x; column < D; column += Plan::kThreads) partial[column] = shared[column];
+  for (int column = threadIdx.x; column < walk.D; column += Plan::kThreads) partial[column] = shared[column];
 }
 
 }  // namespace braid::device

@@ -1,6 +1,3 @@
-#include <cfloat>
-
-#include "cuda/device/reduce.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/linear_cross_entropy/softmax.h"
 #include "cuda/runtime/check.h"
@@ -8,21 +5,42 @@
 namespace braid::cuda {
 namespace {
 
-constexpr int kThreads = 256, kTotalThreads = 1024;
+constexpr int kThreads = 256, kTotalThreads = 1024, kAhead = 4;
 
-/// The largest logit seen and where it is first; the smaller index of equals wins, so the order of joining does not matter.
-struct Highest {
-  float value;
-  int64_t idx;
-  __device__ void join(float other, int64_t other_idx) {
-    if (other > value || (other == value && other_idx < idx)) value = other, idx = other_idx;
+/// The largest logit seen, where it is first, and Σ exp(logit − largest); the smaller index of equals wins.
+struct Softmax {
+  float highest = -INFINITY, sum = 0;
+  int64_t idx = 0;
+
+  /// What is subtracted in exponents: no difference of infinities.
+  __device__ static float base(float x) { return x == -INFINITY ? 0.0f : x; }
+
+  template <int width>
+  __device__ void take(const float (&logits)[width], int64_t first_idx) {
+    float most = logits[0];
+    int where = 0;
+#pragma unroll
+    for (int i = 1; i < width; ++i)
+      if (logits[i] > most) most = logits[i], where = i;
+    if (most > highest) {
+      sum *= __expf(highest - base(most));
+      highest = most, idx = first_idx + where;
+    }
+#pragma unroll
+    for (int i = 0; i < width; ++i) sum += __expf(logits[i] - base(highest));
+  }
+  __device__ void join(const Softmax& other) {
+    const float most = fmaxf(highest, other.highest);
+    sum = sum * __expf(highest - base(most)) + other.sum * __expf(other.highest - base(most));
+    if (other.highest > highest || (other.highest == highest && other.idx < idx)) idx = other.idx;
+    highest = most;
   }
 };
 
-// A block has one row: the maximum, then Σ exp(logit − maximum), each in a fixed order.
+// A block has one row, read once; what threads, lanes and warps saw is joined in a fixed order.
+template <int width>
 __global__ void __launch_bounds__(kThreads) loss_kernel(LossRows p) {
-  __shared__ float scratch[32];
-  __shared__ float values[kThreads / 32];
+  __shared__ float highests[kThreads / 32], sums[kThreads / 32];
   __shared__ int64_t indices[kThreads / 32];
   const int64_t row = blockIdx.x, target = p.targets[row];
   if (target < 0 && !p.prediction) {
@@ -30,24 +48,39 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(LossRows p) {
     return;
   }
   const float* logits = p.logits + row * p.V;
-  Highest highest{-INFINITY, p.V};
-  for (int64_t v = threadIdx.x; v < p.V; v += kThreads) highest.join(logits[v], v);
+  Softmax all;
+  constexpr int64_t kStep = kThreads * width;
+  for (int64_t first = threadIdx.x * width; first < p.V; first += kAhead * kStep) {
+    float ahead[kAhead][width];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (first + i * kStep < p.V) device::load(logits + first + i * kStep, ahead[i]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (first + i * kStep < p.V) all.take(ahead[i], first + i * kStep);
+  }
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, highest.value, offset);
-    highest.join(other, __shfl_xor_sync(0xffffffffu, highest.idx, offset));
+    Softmax other;
+    other.highest = __shfl_down_sync(0xffffffffu, all.highest, offset);
+    other.sum = __shfl_down_sync(0xffffffffu, all.sum, offset);
+    other.idx = __shfl_down_sync(0xffffffffu, all.idx, offset);
+    all.join(other);
   }
-  if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = highest.value, indices[threadIdx.x / 32] = highest.idx;
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x % 32 == 0) highests[warp] = all.highest, sums[warp] = all.sum, indices[warp] = all.idx;
   __syncthreads();
-  for (int warp = 0; warp < kThreads / 32; ++warp) highest.join(values[warp], indices[warp]);
-  float sum = 0;
-  for (int64_t v = threadIdx.x; v < p.V; v += kThreads) sum += expf(logits[v] - highest.value);
-  const float log_sum = logf(device::block_sum(sum, scratch));
   if (threadIdx.x != 0) return;
-  if (p.prediction) p.prediction[row] = min(highest.idx, p.V - 1);  // all NaN: the last, which exists
-  const bool has_target = target >= 0 && target < p.V;              // the caller checks targets on the host
-  p.token_loss[row] = has_target ? highest.value - logits[target] + log_sum : target < 0 ? 0.0f : __int_as_float(0x7fffffff);
-  p.lse[row] = has_target ? highest.value + log_sum : 0.0f;
+  for (int i = 1; i < kThreads / 32; ++i) {
+    Softmax other;
+    other.highest = highests[i], other.sum = sums[i], other.idx = indices[i];
+    all.join(other);
+  }
+  const float log_sum = logf(all.sum);
+  if (p.prediction) p.prediction[row] = min(all.idx, p.V - 1);  // all NaN: the first, which exists
+  const bool has_target = target >= 0 && target < p.V;          // the caller checks targets on the host
+  p.token_loss[row] = has_target ? all.highest - logits[target] + log_sum : target < 0 ? 0.0f : __int_as_float(0x7fffffff);
+  p.lse[row] = has_target ? all.highest + log_sum : 0.0f;
 }
 
 struct GradientParams {
@@ -55,16 +88,27 @@ struct GradientParams {
   LossGradient to;
 };
 
-template <class T>
+template <class T, int width>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(GradientParams p) {
   const int64_t row = blockIdx.x, V = p.rows.V, target = p.rows.targets[row];
   const float* logits = p.rows.logits + row * V;
   T* d_logits = static_cast<T*>(p.to.d_logits) + row * V;
   const float g = (p.to.d_loss ? *p.to.d_loss * *p.to.scale : 0.0f) + (p.to.d_token_loss ? p.to.d_token_loss[row] : 0.0f);
   const float lse = p.rows.lse[row];
-  for (int64_t v = threadIdx.x; v < V; v += kThreads) {
-    const float d = target < 0 ? 0.0f : g * (expf(logits[v] - lse) - (v == target ? 1.0f : 0.0f));
-    d_logits[v] = device::from_float<T>(d);
+  constexpr int64_t kStep = kThreads * width;
+  for (int64_t first = threadIdx.x * width; first < V; first += kAhead * kStep) {
+    float ahead[kAhead][width];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (first + i * kStep < V) device::load(logits + first + i * kStep, ahead[i]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t at = first + i * kStep;
+      if (at >= V) break;
+#pragma unroll
+      for (int j = 0; j < width; ++j) ahead[i][j] = target < 0 ? 0.0f : g * (__expf(ahead[i][j] - lse) - (at + j == target ? 1.0f : 0.0f));
+      device::store(d_logits + at, ahead[i]);
+    }
   }
 }
 
@@ -104,11 +148,14 @@ __global__ void __launch_bounds__(kTotalThreads) total_kernel(TotalParams p) {
 }  // namespace
 
 void launch_losses(Context& ctx, const LossRows& rows) {
-  launch(ctx.stream(), "linear_cross_entropy_losses", &loss_kernel, {.grid = static_cast<unsigned>(rows.rows), .block = kThreads}, rows);
+  const auto kernel = rows.V % 4 == 0 ? &loss_kernel<4> : &loss_kernel<1>;
+  launch(ctx.stream(), "linear_cross_entropy_losses", kernel, {.grid = static_cast<unsigned>(rows.rows), .block = kThreads}, rows);
 }
 
 void launch_loss_gradients(Context& ctx, const LossRows& rows, const LossGradient& gradient) {
-  const auto kernel = gradient.dtype == DType::bf16 ? &gradient_kernel<device::bf16> : &gradient_kernel<float>;
+  const bool wide = rows.V % 4 == 0;
+  const auto kernel = gradient.dtype == DType::bf16 ? (wide ? &gradient_kernel<device::bf16, 4> : &gradient_kernel<device::bf16, 1>)
+                                                    : (wide ? &gradient_kernel<float, 4> : &gradient_kernel<float, 1>);
   launch(ctx.stream(), "linear_cross_entropy_gradients", kernel, {.grid = static_cast<unsigned>(rows.rows), .block = kThreads},
          GradientParams{rows, gradient});
 }

@@ -1,8 +1,8 @@
+#include "cuda/device/math.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/norms/row_dispatch.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
-#include "ops/functions.h"
 #include "ops/gated_rms_norm.h"
 
 namespace braid {
@@ -14,35 +14,42 @@ struct ForwardParams {
   const float* weight;  // [D]
   void* y;              // [rows, D]
   float* rstd;          // [rows]
-  int64_t rows, D;
+  device::RowWalk walk;
   float eps;
   bool swish;
 };
 
 // y = x · r · weight · act(gate)
 template <class T, class Plan>
-__global__ void __launch_bounds__(Plan::kThreads) gated_rms_norm_forward(ForwardParams p) {
-  __shared__ float scratch[32];
+__global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks) gated_rms_norm_forward(ForwardParams p) {
+  __shared__ float scratch[2][8];
   using Part = device::RowPart<Plan>;
-  const int lane = threadIdx.x % Plan::kGroup;
+  const device::RowWalk walk = p.walk;
+  device::RowSum row_sum{scratch};
   Part weight;
-  weight.load(p.weight, p.D, lane);
-  for (int64_t first = int64_t{blockIdx.x} * Plan::kRowsPerBlock; first < p.rows; first += int64_t{gridDim.x} * Plan::kRowsPerBlock) {
-    const int64_t row = first + threadIdx.x / Plan::kGroup;
-    const bool live = row < p.rows;  // every thread stays for the row sums
-    Part part, gate;
-    part.load(live ? static_cast<const T*>(p.x) + row * p.D : nullptr, p.D, lane);
-    gate.load(live ? static_cast<const T*>(p.gate) + row * p.D : nullptr, p.D, lane);
+  weight.load(p.weight, walk);
+  device::RowFetch<T, Plan> next_x, next_gate;
+  const auto fetch = [&](int64_t row) {
+    const bool live = row < walk.rows;
+    next_x.load(live ? static_cast<const T*>(p.x) + row * walk.D : nullptr, walk);
+    next_gate.load(live ? static_cast<const T*>(p.gate) + row * walk.D : nullptr, walk);
+  };
+  int64_t row = walk.first();
+  fetch(row);
+  for (int64_t turn = walk.turns(); turn > 0; --turn, row += walk.stride()) {
+    const device::RowFetch<T, Plan> x = next_x, gate = next_gate;
+    fetch(row + walk.stride());
     float square = 0;
-    Part::each([&](int i, int j) { square += part.at[i][j] * part.at[i][j]; });
-    const float rstd = rsqrtf(device::row_sum<Plan>(square, scratch) / static_cast<float>(p.D) + p.eps);
-    if (!live) continue;
+    Part::each([&](int i, int j) { square += x.at(i, j) * x.at(i, j); });
+    const float rstd = rsqrtf(row_sum(square, walk.group) / static_cast<float>(walk.D) + p.eps);
+    if (row >= walk.rows) continue;  // after the row sum, which needs every thread
+    Part part;
     Part::each([&](int i, int j) {
-      const float z = gate.at[i][j], s = functions::sigmoid(z);
-      part.at[i][j] *= rstd * weight.at[i][j] * (p.swish ? z * s : s);
+      const float z = gate.at(i, j), s = device::fast_sigmoid(z);
+      part.at[i][j] = x.at(i, j) * (rstd * weight.at[i][j] * (p.swish ? z * s : s));
     });
-    part.store(static_cast<T*>(p.y) + row * p.D, p.D, lane);
-    if (lane == 0) p.rstd[row] = rstd;
+    part.store(static_cast<T*>(p.y) + row * walk.D, walk);
+    if (walk.lane() == 0) p.rstd[row] = rstd;
   }
 }
 
@@ -55,49 +62,55 @@ struct BackwardParams {
   void* d_x;            // [rows, D] or null
   void* d_gate;         // [rows, D] or null
   float* partials;      // [blocks, D] of d_weight, or null
-  int64_t rows, D;
+  device::RowWalk walk;
   bool swish;
 };
 
 // With n = x · r, g = d_y · weight · act(gate):
 //   d_x = r (g − n · mean(g n)),   d_gate = d_y · n · weight · act'(gate),   d_weight = Σ_rows d_y · n · act(gate)
 template <class T, class Plan>
-__global__ void __launch_bounds__(Plan::kThreads) gated_rms_norm_backward(BackwardParams p) {
-  __shared__ float scratch[32];
+__global__ void __launch_bounds__(Plan::kThreads, Plan::kBackwardBlocks) gated_rms_norm_backward(BackwardParams p) {
+  __shared__ float scratch[2][8];
   __shared__ float columns[Plan::kMaxD];
   using Part = device::RowPart<Plan>;
-  const int lane = threadIdx.x % Plan::kGroup;
+  const device::RowWalk walk = p.walk;
+  device::RowSum row_sum{scratch};
   Part weight, d_weight;
-  weight.load(p.weight, p.D, lane);
+  weight.load(p.weight, walk);
   Part::each([&](int i, int j) { d_weight.at[i][j] = 0; });
-  for (int64_t first = int64_t{blockIdx.x} * Plan::kRowsPerBlock; first < p.rows; first += int64_t{gridDim.x} * Plan::kRowsPerBlock) {
-    const int64_t row = first + threadIdx.x / Plan::kGroup;
-    const bool live = row < p.rows;
-    const auto at_row = [&](const void* base) { return live ? static_cast<const T*>(base) + row * p.D : nullptr; };
-    Part n, gate, g;
-    n.load(at_row(p.x), p.D, lane);
-    gate.load(at_row(p.gate), p.D, lane);
-    g.load(at_row(p.d_y), p.D, lane);
+  device::RowFetch<T, Plan> next_x, next_gate, next_d_y;
+  const auto fetch = [&](int64_t row) {
+    const auto at_row = [&](const void* base) { return row < walk.rows ? static_cast<const T*>(base) + row * walk.D : nullptr; };
+    next_x.load(at_row(p.x), walk);
+    next_gate.load(at_row(p.gate), walk);
+    next_d_y.load(at_row(p.d_y), walk);
+  };
+  int64_t row = walk.first();
+  fetch(row);
+  for (int64_t turn = walk.turns(); turn > 0; --turn, row += walk.stride()) {
+    const bool live = row < walk.rows;
+    const device::RowFetch<T, Plan> x = next_x, gate = next_gate, d_y = next_d_y;
     const float rstd = live ? p.rstd[row] : 0.0f;
+    fetch(row + walk.stride());
+    Part g, d_gate;
     float dot = 0;
     Part::each([&](int i, int j) {
-      const float z = gate.at[i][j], s = functions::sigmoid(z), slope = s * (1.0f - s);
+      const float z = gate.at(i, j), s = device::fast_sigmoid(z), slope = s * (1.0f - s);
       const float act = p.swish ? z * s : s, act_slope = p.swish ? s + z * slope : slope;
-      n.at[i][j] *= rstd;
-      const float d_scaled = g.at[i][j] * n.at[i][j];  // d_y · n
+      const float n = x.at(i, j) * rstd, d_scaled = d_y.at(i, j) * n;
       d_weight.at[i][j] += d_scaled * act;
-      gate.at[i][j] = d_scaled * weight.at[i][j] * act_slope;
-      g.at[i][j] *= weight.at[i][j] * act;
-      dot += g.at[i][j] * n.at[i][j];
+      d_gate.at[i][j] = d_scaled * weight.at[i][j] * act_slope;
+      g.at[i][j] = d_y.at(i, j) * weight.at[i][j] * act;
+      dot += g.at[i][j] * n;
     });
-    const float mean = device::row_sum<Plan>(dot, scratch) / static_cast<float>(p.D);
+    const float mean = row_sum(dot, walk.group) / static_cast<float>(walk.D);
     if (!live) continue;
-    if (p.d_gate) gate.store(static_cast<T*>(p.d_gate) + row * p.D, p.D, lane);
+    if (p.d_gate) d_gate.store(static_cast<T*>(p.d_gate) + row * walk.D, walk);
     if (!p.d_x) continue;
-    Part::each([&](int i, int j) { g.at[i][j] = rstd * (g.at[i][j] - n.at[i][j] * mean); });
-    g.store(static_cast<T*>(p.d_x) + row * p.D, p.D, lane);
+    Part::each([&](int i, int j) { g.at[i][j] = rstd * (g.at[i][j] - x.at(i, j) * rstd * mean); });
+    g.store(static_cast<T*>(p.d_x) + row * walk.D, walk);
   }
-  if (p.partials) device::store_column_sums<Plan>(d_weight, columns, p.partials + int64_t{blockIdx.x} * p.D, p.D);
+  if (p.partials) device::store_column_sums<Plan>(d_weight, columns, p.partials + int64_t{blockIdx.x} * walk.D, walk);
 }
 
 using cuda::address;
@@ -108,20 +121,17 @@ using cuda::aligned16;
 GatedRmsNorm::Saved GatedRmsNorm::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   const int64_t D = in.x.size(-1), rows = cuda::num_rows(in.x);
   Saved saved{in.x, in.gate, in.weight, Tensor::empty(ctx, {rows}, DType::f32)};
-  const ForwardParams params{in.x.raw(),
-                             in.gate.raw(),
-                             in.weight.data<float>(),
-                             out.y.raw(),
-                             saved.rstd.data<float>(),
-                             rows,
-                             D,
-                             static_cast<float>(attrs.eps),
-                             attrs.activation == GateActivation::swish};
   const bool aligned = aligned16(in.x) && aligned16(in.gate) && aligned16(in.weight);
   cuda::dispatch_rows(name, in.x.dtype(), D, aligned, [&]<class T, class Plan>() {
-    const int64_t blocks = cuda::num_row_blocks(rows, Plan::kRowsPerBlock);
-    cuda::launch(ctx.stream(), "gated_rms_norm_forward", &gated_rms_norm_forward<T, Plan>,
-                 {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads}, params);
+    const ForwardParams params{in.x.raw(),
+                               in.gate.raw(),
+                               in.weight.data<float>(),
+                               out.y.raw(),
+                               saved.rstd.data<float>(),
+                               cuda::row_walk<Plan>(rows, D),
+                               static_cast<float>(attrs.eps),
+                               attrs.activation == GateActivation::swish};
+    cuda::launch_rows(ctx, "gated_rms_norm_forward", &gated_rms_norm_forward<T, Plan>, Plan::kBlocks, params);
   });
   return saved;
 }
@@ -131,8 +141,8 @@ void GatedRmsNorm::backward_cuda(Context& ctx, const Saved& saved, const Attrs& 
   const bool aligned =
       aligned16(saved.x) && aligned16(saved.gate) && aligned16(saved.weight) && aligned16(d_out.y) && aligned16(d_in.x) && aligned16(d_in.gate);
   cuda::dispatch_rows(name, saved.x.dtype(), D, aligned, [&]<class T, class Plan>() {
-    const int64_t blocks = cuda::num_row_blocks(rows, Plan::kRowsPerBlock);
-    const Tensor partials = d_in.weight ? Tensor::empty(ctx, {blocks, D}, DType::f32) : Tensor{};
+    const device::RowWalk walk = cuda::row_walk<Plan>(rows, D);
+    const Tensor partials = d_in.weight ? Tensor::empty(ctx, {cuda::num_row_blocks(walk, Plan::kBackwardBlocks), D}, DType::f32) : Tensor{};
     const BackwardParams params{saved.x.raw(),
                                 saved.gate.raw(),
                                 d_out.y.raw(),
@@ -141,11 +151,9 @@ void GatedRmsNorm::backward_cuda(Context& ctx, const Saved& saved, const Attrs& 
                                 address(d_in.x),
                                 address(d_in.gate),
                                 cuda::address_of<float>(partials),
-                                rows,
-                                D,
+                                walk,
                                 attrs.activation == GateActivation::swish};
-    cuda::launch(ctx.stream(), "gated_rms_norm_backward", &gated_rms_norm_backward<T, Plan>,
-                 {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads}, params);
+    cuda::launch_rows(ctx, "gated_rms_norm_backward", &gated_rms_norm_backward<T, Plan>, Plan::kBackwardBlocks, params);
     if (d_in.weight) cuda::sum_partials(ctx, partials, d_in.weight);
   });
 }

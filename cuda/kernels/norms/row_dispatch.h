@@ -1,16 +1,25 @@
 // Chooses a RowPlan for rows of D elements, and the element type. Device code includes this.
 #pragma once
+#include <algorithm>
 #include <string_view>
 
-#include "core/tensor.h"
+#include "core/context.h"
 #include "cuda/device/rows.h"
+#include "cuda/runtime/check.h"
 
 namespace braid::cuda {
 
-using NarrowRows = device::RowPlan<8, 8, 1>;   // D ≤ 64
-using MiddleRows = device::RowPlan<32, 8, 4>;  // D ≤ 1024
-using WideRows = device::RowPlan<256, 8, 4>;   // D ≤ 8192
-using AnyRows = device::RowPlan<256, 1, 32>;   // D ≤ 8192, not a multiple of 8
+/// A thread holds one 16-byte pack of each operand and the next: small enough that many blocks are resident.
+using NarrowRows = device::RowPlan<8, 1, 4, 3>;  // D ≤ 2048
+using WideRows = device::RowPlan<8, 4, 1, 1>;    // D ≤ 8192
+using AnyRows = device::RowPlan<1, 32, 1, 1>;    // D ≤ 8192, not a multiple of 8
+
+template <class Plan>
+device::RowWalk row_walk(int64_t rows, int64_t D) {
+  int group = 1;
+  while (group * Plan::kPack * Plan::kPacks < D) group *= 2;
+  return {rows, D, group};
+}
 
 /// body.operator()<T, Plan>() for the dtype (bf16 or f32), width and whether every tensor is aligned to 16 bytes. Throws Error, in the name of `op`,
 /// for others.
@@ -21,17 +30,22 @@ void dispatch_rows(std::string_view op, DType dtype, int64_t D, bool aligned, Bo
   const auto with_plan = [&]<class T>() {
     if (D % 8 != 0 || !aligned) return body.template operator()<T, AnyRows>();
     if (D <= NarrowRows::kMaxD) return body.template operator()<T, NarrowRows>();
-    if (D <= MiddleRows::kMaxD) return body.template operator()<T, MiddleRows>();
     return body.template operator()<T, WideRows>();
   };
   if (dtype == DType::bf16) with_plan.template operator()<device::bf16>();
   else with_plan.template operator()<float>();
 }
 
-/// Blocks of a kernel that walks all rows and keeps one partial sum a block: enough to fill the chip, few enough to add up.
-inline int64_t num_row_blocks(int64_t rows, int rows_per_block) {
-  const int64_t wanted = (rows + rows_per_block - 1) / rows_per_block;
-  return wanted < 528 ? wanted : 528;
+/// Blocks that walk all rows, `resident` on each multiprocessor of an H100: each has rows to fetch ahead, and partial sums are few.
+inline int64_t num_row_blocks(const device::RowWalk& walk, int resident) {
+  constexpr int64_t kMultiprocessors = 132;
+  const int64_t rows_per_block = 256 / walk.group, wanted = (walk.rows + rows_per_block - 1) / rows_per_block;
+  return std::min(wanted, kMultiprocessors * resident);
+}
+
+template <class Params>
+void launch_rows(Context& ctx, std::string_view name, void (*kernel)(Params), int resident, const Params& params) {
+  launch(ctx.stream(), name, kernel, {.grid = static_cast<unsigned>(num_row_blocks(params.walk, resident)), .block = 256}, params);
 }
 
 }  // namespace braid::cuda
