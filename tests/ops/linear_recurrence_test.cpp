@@ -32,10 +32,19 @@ const std::vector<OpCase<Op>> kCases = {
     make_case("no_tokens", {0, 0}, 4, true, -1, 0),
 };
 
-/// Longer than a tile of the kernels, with members that end inside, on and between tiles.
+std::vector<int64_t> short_lengths(int64_t count) {
+  std::vector<int64_t> lengths(count);
+  for (int64_t s = 0; s < count; ++s) lengths[s] = s * s % 5;
+  return lengths;
+}
+
+/// Longer than a tile of the kernels and than a group of tiles, with members that end inside, on and between tiles.
 const std::vector<OpCase<Op>> kTiledCases = {make_case("tiled", {300, 0, 1, 63, 64, 65, 0, 500, 1, 128}, 260, true, -2, 0),
                                              make_case("tiled_slow_decay", {1500}, 64, false, -0.02, 0),
-                                             make_case("tiled_odd_width", {70, 200, 1}, 131, true, -1, 0)};
+                                             make_case("tiled_odd_width", {70, 200, 1}, 131, true, -1, 0),
+                                             make_case("groups_of_tiles", {3000, 0, 1, 2100, 70, 1024}, 72, true, -0.5, 0),
+                                             make_case("many_short", short_lengths(1100), 136, true, -1, 0),
+                                             make_case("many_short_no_state", short_lengths(900), 264, false, -1, 0)};
 
 const bool kLaws = register_laws<Op>("LinearRecurrence", kCases, kKinds) && register_laws<Op>("LinearRecurrence", kTiledCases, kKinds);
 const bool kSequenceLaws = register_sequence_laws<Op>("LinearRecurrence", kCases, kKinds);

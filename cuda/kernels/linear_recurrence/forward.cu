@@ -1,118 +1,115 @@
-#include "cuda/kernels/linear_recurrence/tiles.h"
+#include "cuda/kernels/linear_recurrence/scan.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
-#include "cuda/runtime/check.h"
 #include "ops/recurrence/linear_recurrence.h"
 
 namespace braid {
 namespace {
 
-using cuda::kTileTokens;
-using cuda::kTokensAhead;
+using namespace cuda;
 
 struct ForwardParams {
   const void* x;               // [N, D]
   const void* log_decay;       // [N, D]
   const float* initial_state;  // [S, D] or null
   const int64_t* cu_seqlens;   // [S+1]
-  void* o;                     // [N, D]; null: only sum the tile up
+  void* o;                     // [N, D]
   float* final_state;          // [S, D]
-  float* decay;                // [tiles, D], when summing up
-  float* rise;                 // [tiles, D]: the tile's rise, or the state that enters it (null: one tile)
   int64_t N, D, S;
+  TileExchange exchange = {};
 };
 
-// h_t = exp(log_decay_t) h_{t−1} + x_t over one tile, `width` channels a thread.
 template <class T, class L, int width>
-__global__ void __launch_bounds__(cuda::kTileThreads) linear_recurrence_forward(ForwardParams p) {
-  const int64_t d = (int64_t{blockIdx.y} * cuda::kTileThreads + threadIdx.x) * width;
-  if (d >= p.D) return;
-  const int64_t begin = int64_t{blockIdx.x} * kTileTokens, end = min(p.N, begin + kTileTokens);
-  const T* x = static_cast<const T*>(p.x) + d;
-  const L* log_decay = static_cast<const L*>(p.log_decay) + d;
-  const bool writes = p.o != nullptr;
-  device::SequenceWalk sequence(p.cu_seqlens, p.S, begin);
-  float h[width] = {}, decay[width];
-  if (writes && p.rise) device::load(p.rise + blockIdx.x * p.D + d, h);
-#pragma unroll
-  for (int c = 0; c < width; ++c) decay[c] = 1;
-  for (int64_t first = begin; first < end; first += kTokensAhead) {
-    float x_ahead[kTokensAhead][width], a_ahead[kTokensAhead][width];
-#pragma unroll
-    for (int i = 0; i < kTokensAhead; ++i) {
-      if (first + i >= end) continue;
-      device::load(x + (first + i) * p.D, x_ahead[i]);
-      device::load(log_decay + (first + i) * p.D, a_ahead[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kTokensAhead; ++i) {
-      const int64_t t = first + i;
-      if (t >= end) break;
-      if (t == sequence.end) sequence.advance();
-      if (t == sequence.begin) {
-        if (p.initial_state) device::load(p.initial_state + sequence.idx * p.D + d, h);
-#pragma unroll
-        for (int c = 0; c < width; ++c) {
-          if (!p.initial_state) h[c] = 0;
-          decay[c] = 0;
-        }
-      }
-#pragma unroll
-      for (int c = 0; c < width; ++c) {
-        const float a = expf(a_ahead[i][c]);
-        h[c] = a * h[c] + x_ahead[i][c];
-        decay[c] *= a;
-      }
-      if (!writes) continue;
-      device::store(static_cast<T*>(p.o) + t * p.D + d, h);
-      if (t + 1 == sequence.end) device::store(p.final_state + sequence.idx * p.D + d, h);
-    }
-  }
-  if (writes) return;
-  device::store(p.decay + blockIdx.x * p.D + d, decay);
-  device::store(p.rise + blockIdx.x * p.D + d, h);
-}
+constexpr int kForwardBytes = sizeof(TileShared<width>) + Staged<T, width>::kBytes + Staged<L, width>::kBytes;
 
-using cuda::address_of;
-using cuda::aligned16;
+// h_t = exp(log_decay_t) h_{t−1} + x_t over one tile: each segment's map, the state that enters it, then the segment again from there.
+template <class T, class L, int width>
+__global__ void __launch_bounds__(kTileThreads) linear_recurrence_forward(ForwardParams p) {
+  extern __shared__ uint4 memory[];
+  TileShared<width>& shared = *reinterpret_cast<TileShared<width>*>(memory);
+  const Staged<T, width> xs{reinterpret_cast<std::byte*>(memory) + sizeof(TileShared<width>)};
+  const Staged<L, width> log_decays{xs.base + Staged<T, width>::kBytes};
+  const unsigned ticket = draw_ticket(p.exchange, shared.ticket);
+  const int64_t tile = ticket / p.exchange.blocks, block = ticket % p.exchange.blocks;
+  const int lane = threadIdx.x % kLanes, segment = threadIdx.x / kLanes;
+  const int64_t d = (block * kLanes + lane) * width, tile_begin = tile * kTileTokens, begin = tile_begin + segment * kSegmentTokens;
+#pragma unroll
+  for (int i = 0; i < kSegmentTokens; ++i) {
+    const bool live = d < p.D && begin + i < p.N;
+    const int64_t at = live ? (begin + i) * p.D + d : 0;
+    xs.fetch(i, static_cast<const T*>(p.x) + at, live);
+    log_decays.fetch(i, static_cast<const L*>(p.log_decay) + at, live);
+  }
+  shared.marks.set(p.cu_seqlens, p.S, tile_begin, p.N);
+  device::cp_async_commit();
+  device::cp_async_wait<0>();
+  __syncthreads();
+  const int64_t* firsts = shared.marks.first + segment * kSegmentTokens;
+
+  // a_t and x_t; the first token of a sequence has its initial state in x and needs no other.
+  const auto operands = [&](int i, float(&x)[width], float(&a)[width]) {
+    xs.get(i, x);
+    log_decays.get(i, a);
+#pragma unroll
+    for (int c = 0; c < width; ++c) a[c] = __expf(a[c]);
+    if (firsts[i] < 0 || !p.initial_state || d >= p.D) return;
+    float initial[width];
+    device::load(p.initial_state + firsts[i] * p.D + d, initial);
+#pragma unroll
+    for (int c = 0; c < width; ++c) x[c] = fmaf(a[c], initial[c], x[c]);
+  };
+  Map map[width];
+#pragma unroll
+  for (int c = 0; c < width; ++c) map[c] = {1, 0};
+#pragma unroll
+  for (int i = 0; i < kSegmentTokens; ++i) {
+    float x[width], a[width];
+    operands(i, x, a);
+    const bool starts = firsts[i] >= 0;
+#pragma unroll
+    for (int c = 0; c < width; ++c) map[c] = starts ? Map{0, x[c]} : Map{map[c].decay * a[c], fmaf(a[c], map[c].rise, x[c])};
+  }
+#pragma unroll
+  for (int c = 0; c < width; ++c) shared.maps[segment][c * kLanes + lane] = map[c];
+  join_tiles(shared, p.exchange, tile, block);
+  if (d >= p.D) return;
+  float h[width];
+#pragma unroll
+  for (int c = 0; c < width; ++c) h[c] = shared.maps[segment][c * kLanes + lane].rise;
+#pragma unroll
+  for (int i = 0; i < kSegmentTokens; ++i) {
+    if (begin + i >= p.N) break;
+    float x[width], a[width];
+    operands(i, x, a);
+    const bool starts = firsts[i] >= 0;
+#pragma unroll
+    for (int c = 0; c < width; ++c) h[c] = starts ? x[c] : fmaf(a[c], h[c], x[c]);
+    device::store(static_cast<T*>(p.o) + (begin + i) * p.D + d, h);
+    const int64_t ended = shared.marks.last[segment * kSegmentTokens + i];
+    if (ended >= 0) device::store(p.final_state + ended * p.D + d, h);
+  }
+}
 
 }  // namespace
 
 LinearRecurrence::Saved LinearRecurrence::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
-  cuda::require_kernel_dtype(name, in.x.dtype());
+  require_kernel_dtype(name, in.x.dtype());
   const Saved saved{in.log_decay, in.initial_state, out.o};
-  const int64_t N = in.x.size(0), D = in.x.size(1), tiles = cuda::num_tiles(N);
-  cuda::pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
+  const int64_t N = in.x.size(0), D = in.x.size(1);
+  pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
   if (N * D == 0) return saved;
-  Tensor decay, rise;
-  if (tiles > 1) decay = Tensor::empty(ctx, {tiles, D}, DType::f32), rise = Tensor::empty(ctx, {tiles, D}, DType::f32);
-  const int64_t* cu_seqlens = attrs.seqs.on_device(ctx).data<int64_t>();
   const ForwardParams params{in.x.raw(),
                              in.log_decay.raw(),
                              address_of<float>(in.initial_state),
-                             cu_seqlens,
+                             attrs.seqs.on_device(ctx).data<int64_t>(),
                              out.o.raw(),
                              out.final_state.data<float>(),
-                             address_of<float>(decay),
-                             address_of<float>(rise),
                              N,
                              D,
                              attrs.seqs.count()};
   const bool aligned = aligned16(in.x) && aligned16(in.log_decay) && aligned16(in.initial_state);
-  cuda::dispatch_channels(in.x.dtype(), in.log_decay.dtype(), D, aligned, [&]<class T, class L, int width>() {
-    const int64_t channels = int64_t{cuda::kTileThreads} * width;
-    const cuda::LaunchConfig config{.grid = dim3(static_cast<unsigned>(tiles), static_cast<unsigned>((D + channels - 1) / channels)),
-                                    .block = cuda::kTileThreads};
-    const auto run = [&](const ForwardParams& part) {
-      cuda::launch(ctx.stream(), "linear_recurrence_forward", &linear_recurrence_forward<T, L, width>, config, part);
-    };
-    if (tiles > 1) {
-      ForwardParams sums = params;
-      sums.o = nullptr;
-      run(sums);
-      cuda::join_tiles(ctx, decay, rise, false);
-    }
-    run(params);
+  dispatch_channels(in.x.dtype(), in.log_decay.dtype(), D, aligned, [&]<class T, class L, int width>() {
+    launch_tiles<width>(ctx, "linear_recurrence_forward", &linear_recurrence_forward<T, L, width>, kForwardBytes<T, L, width>, params);
   });
   return saved;
 }
