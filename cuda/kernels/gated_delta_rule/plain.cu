@@ -2,6 +2,7 @@
 // the same column of the state only, so slices meet just in the gradients that sum over columns, which go through partial sums.
 #include "cuda/device/reduce.h"
 #include "cuda/device/scalar.h"
+#include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -297,6 +298,7 @@ Tensor in_float(Context& ctx, const Tensor& x) { return !x.defined() || x.dtype(
 }  // namespace
 
 GatedDeltaRule::Saved GatedDeltaRule::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
+  if (delta_cuda::takes(ctx, in, attrs)) return delta_cuda::forward(ctx, in, attrs, out);
   const DType dtype = in.q.dtype();
   cuda::require_kernel_dtype(name, dtype);
   const int64_t N = in.q.size(0), H = in.q.size(1), K = in.q.size(2), HV = in.v.size(1), V = in.v.size(2), S = attrs.seqs.count();
@@ -317,6 +319,7 @@ GatedDeltaRule::Saved GatedDeltaRule::forward_cuda(Context& ctx, const Inputs& i
 }
 
 void GatedDeltaRule::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
+  if (saved.inverse) return delta_cuda::backward(ctx, saved, attrs, d_out, d_in);
   const DType dtype = saved.v.dtype();
   Problem p = make_problem(ctx, saved, attrs);
   const int64_t items = p.S * p.HV * p.slices, blocks = items < kMaxBlocks ? items : kMaxBlocks;

@@ -1,0 +1,218 @@
+// What a chunk is before any state is known: its factors, scores P = scale (q k^T ∘ decay) and A = (I + L)^{-1} with
+// L = strictly lower part of diag(beta) (k k^T ∘ decay). All chunks in parallel.
+#include "cuda/kernels/gated_delta_rule/chunks.h"
+#include "cuda/kernels/gated_delta_rule/tiles.h"
+#include "cuda/runtime/check.h"
+
+namespace braid::delta_cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kPitch = kChunk + 4;   // floats of a row of a square: rows are 16-byte aligned and start four banks apart
+constexpr float kNoDecay = -104.0f;  // exp of less is 0: the sum over a chunk stays finite and its differences keep their digits
+
+template <int K>
+struct Shared {
+  bf16 k[kChunk * K], q[kChunk * K];
+  float factors[kNumFactors][kChunk];
+  float lower[kChunk][kPitch];    // L
+  float inverse[kChunk][kPitch];  // A
+  float product[kChunk / 2][kChunk / 2 + 4];
+};
+
+template <class S>
+__device__ inline void compute_factors(const Problem& p, const Chunk& chunk, int64_t j, S& shared) {
+  auto& f = shared.factors;
+  if (threadIdx.x < kChunk) {
+    const int i = threadIdx.x;
+    const bool live = i < chunk.count;
+    const int64_t token = chunk.first + (live ? i : 0), at = token * p.HV + j, row = token * p.H + j / (p.HV / p.H);
+    f[kLogDecay][i] = live && p.log_decay ? fmaxf(p.log_decay[at], kNoDecay) : 0.0f;
+    f[kBeta][i] = live ? p.beta[at] : 0.0f;
+    f[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;
+    f[kQueryNorm][i] = p.scale * (live && p.q_norm ? p.q_norm[row * 2] : 1.0f);
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {  // a lane sums two tokens, the warp their pairs
+    const int lane = threadIdx.x;
+    const float first = f[kLogDecay][2 * lane], second = first + f[kLogDecay][2 * lane + 1];
+    float before = __shfl_up_sync(0xffffffffu, second, 1);
+    if (lane == 0) before = 0;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const float other = __shfl_up_sync(0xffffffffu, before, offset);
+      if (lane >= offset) before += other;
+    }
+    f[kLogDecay][2 * lane] = before + first, f[kLogDecay][2 * lane + 1] = before + second;
+  }
+  __syncthreads();
+  if (threadIdx.x < kChunk) {
+    const int i = threadIdx.x;
+    const float g = f[kLogDecay][i], end = f[kLogDecay][kChunk - 1], key = f[kKeyNorm][i];
+    f[kKeyIn][i] = expf(g) * key, f[kKeyOut][i] = expf(end - g) * key;
+    f[kQueryIn][i] = expf(g) * f[kQueryNorm][i];
+    f[kTotal][i] = expf(end);
+  }
+  __syncthreads();
+}
+
+/// L to shared memory and P to `scores`; a warp has 16 rows of both.
+template <int K, class S>
+__device__ inline void compute_squares(S& shared, bf16* scores) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t k_tile = device::shared_address(shared.k), q_tile = device::shared_address(shared.q);
+  const uint32_t by_rows = lane_offset<K, true>(), by_columns = lane_offset<K, false>();
+  float kk[8][4] = {}, qk[8][4] = {};
+#pragma unroll 4
+  for (int c = 0; c < K; c += 16) {
+    uint32_t key[4], query[4], other[4];
+    device::ldmatrix_x4(key, k_tile + block_at<K>(by_columns, 16 * warp, c));
+    device::ldmatrix_x4(query, q_tile + block_at<K>(by_columns, 16 * warp, c));
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      if (n > warp) continue;
+      device::ldmatrix_x4(other, k_tile + block_at<K>(by_rows, 16 * n, c));
+      mma_two(kk[2 * n], kk[2 * n + 1], key, other);
+      mma_two(qk[2 * n], qk[2 * n + 1], query, other);
+    }
+  }
+  const auto& f = shared.factors;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = 16 * warp + lane / 4 + 8 * half;
+    const float g = f[kLogDecay][i], query = f[kQueryNorm][i], key = f[kBeta][i] * f[kKeyNorm][i];
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+      uint32_t pieces[2];
+#pragma unroll
+      for (int m = n; m < n + 2; ++m) {
+        const int j = 8 * m + 2 * (lane % 4);
+        const float one = j <= i ? expf(g - f[kLogDecay][j]) * f[kKeyNorm][j] : 0.0f;
+        const float two = j + 1 <= i ? expf(g - f[kLogDecay][j + 1]) * f[kKeyNorm][j + 1] : 0.0f;
+        pieces[m - n] = device::pack_bf16(query * one * qk[m][2 * half], query * two * qk[m][2 * half + 1]);
+        shared.lower[i][j] = j < i ? key * one * kk[m][2 * half] : 0.0f;
+        shared.lower[i][j + 1] = j + 1 < i ? key * two * kk[m][2 * half + 1] : 0.0f;
+      }
+      const uint2 four = paired(pieces[0], pieces[1]);
+      const int column = 8 * n + pair_column();
+      *reinterpret_cast<uint2*>(reinterpret_cast<char*>(scores) + tile_offset<kChunk>(i, column / 8 * 8) + column % 8 * 2) = four;
+    }
+  }
+}
+
+/// to[rows][columns] (+)= sign · a b for a thread's `width` columns of a row, b [size, …].
+template <int size, int width, class A, class B>
+__device__ inline void row_product(float (&sum)[width], const A* a, const B* b, int pitch) {
+#pragma unroll
+  for (int c = 0; c < width; ++c) sum[c] = 0;
+#pragma unroll 4
+  for (int l = 0; l < size; ++l) {
+    const float factor = a[l];
+#pragma unroll
+    for (int c = 0; c < width; c += 4) {
+      const float4 row = *reinterpret_cast<const float4*>(b + l * pitch + c);
+      sum[c] += factor * row.x, sum[c + 1] += factor * row.y, sum[c + 2] += factor * row.z, sum[c + 3] += factor * row.w;
+    }
+  }
+}
+
+/// A in float32: blocks of 16 by substitution, then [[A1, 0], [−A2 L21 A1, A2]] for blocks of 32 and of 64.
+template <class S>
+__device__ inline void invert(S& shared) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  auto &lower = shared.lower, &inverse = shared.inverse;
+  auto& product = shared.product;
+  for (int i = threadIdx.x; i < kChunk * kPitch; i += kThreads) (&inverse[0][0])[i] = 0;
+  __syncthreads();
+  if (lane < 16) {
+    const int start = 16 * warp;
+    float x[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      float sum = i == lane ? 1.0f : 0.0f;
+#pragma unroll
+      for (int l = 0; l < i; ++l) sum -= lower[start + i][start + l] * x[l];
+      x[i] = sum;
+      inverse[start + i][start + lane] = sum;
+    }
+  }
+  __syncthreads();
+  {
+    const int start = threadIdx.x / 64 * 32, row = threadIdx.x % 64 / 4, column = threadIdx.x % 4 * 4;
+    float sum[4];
+    row_product<16>(sum, &lower[start + 16 + row][start], &inverse[start][start + column], kPitch);
+    *reinterpret_cast<float4*>(&product[start / 2 + row][column]) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    __syncthreads();
+    row_product<16>(sum, &inverse[start + 16 + row][start + 16], &product[start / 2][column], kChunk / 2 + 4);
+    *reinterpret_cast<float4*>(&inverse[start + 16 + row][start + column]) = make_float4(-sum[0], -sum[1], -sum[2], -sum[3]);
+  }
+  __syncthreads();
+  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 8;
+  float sum[8];
+  row_product<32>(sum, &lower[32 + row][0], &inverse[0][column], kPitch);
+#pragma unroll
+  for (int c = 0; c < 8; ++c) product[row][column + c] = sum[c];
+  __syncthreads();
+  row_product<32>(sum, &inverse[32 + row][32], &product[0][column], kChunk / 2 + 4);
+#pragma unroll
+  for (int c = 0; c < 8; ++c) inverse[32 + row][column + c] = -sum[c];
+  __syncthreads();
+}
+
+/// A as two tiles: rounded, and what rounding left over.
+template <class S>
+__device__ inline void store_inverse(const S& shared, bf16* to) {
+#pragma unroll
+  for (int i = threadIdx.x; i < kSquare / 8; i += kThreads) {
+    const int row = i / 8, column = i % 8 * 8;
+    uint4 rounded, rest;
+    const float* x = &shared.inverse[row][column];
+    const auto split = [&](uint32_t& high, uint32_t& low, int c) {
+      high = device::pack_bf16(x[c], x[c + 1]);
+      low = rest_of(high, x[c], x[c + 1]);
+    };
+    split(rounded.x, rest.x, 0), split(rounded.y, rest.y, 2), split(rounded.z, rest.z, 4), split(rounded.w, rest.w, 6);
+    char* at = reinterpret_cast<char*>(to) + tile_offset<kChunk>(row, column);
+    *reinterpret_cast<uint4*>(at) = rounded;
+    *reinterpret_cast<uint4*>(at + kSquare * sizeof(bf16)) = rest;
+  }
+}
+
+template <int K>
+__global__ void __launch_bounds__(kThreads) chunk_kernel(Problem p) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<K>*>(memory);
+  const Chunk chunk = chunk_of(p, blockIdx.x);
+  if (chunk.count == 0) return;
+  const int64_t j = blockIdx.y, head = j / (p.HV / p.H), at = (chunk.first * p.H + head) * K;
+  copy_rows<K, kThreads>(device::shared_address(shared.k), p.k + at, p.H * K, chunk.count, threadIdx.x);
+  copy_rows<K, kThreads>(device::shared_address(shared.q), p.q + at, p.H * K, chunk.count, threadIdx.x);
+  device::cp_async_commit();
+  compute_factors(p, chunk, j, shared);
+  float* factors = p.factors + (blockIdx.x * p.HV + j) * kNumFactors * kChunk;
+  for (int i = threadIdx.x; i < kNumFactors * kChunk; i += kThreads) factors[i] = shared.factors[i / kChunk][i % kChunk];
+  device::cp_async_wait<0>();
+  __syncthreads();
+  bf16* squares = p.squares + (blockIdx.x * p.HV + j) * 3 * kSquare;
+  compute_squares<K>(shared, squares + 2 * kSquare);
+  __syncthreads();
+  invert(shared);
+  store_inverse(shared, squares);
+}
+
+template <int K>
+void launch_for(Context& ctx, const Problem& p) {
+  const cuda::LaunchConfig config{
+      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kThreads, .shared_bytes = sizeof(Shared<K>)};
+  cuda::launch(ctx.stream(), "gated_delta_rule_chunks", &chunk_kernel<K>, config, p);
+}
+
+}  // namespace
+
+void launch_chunks(Context& ctx, const Problem& p) {
+  if (p.K == 64) launch_for<64>(ctx, p);
+  else if (p.K == 128) launch_for<128>(ctx, p);
+  else launch_for<256>(ctx, p);
+}
+
+}  // namespace braid::delta_cuda

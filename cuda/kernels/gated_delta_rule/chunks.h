@@ -1,0 +1,113 @@
+// Chunks of 64 tokens of packed sequences on tensor cores: what the kernels of gated_delta_rule share (README.md has the schedule).
+//
+// Chunk slots: sequence s owns slots begin(s) / 64 + s … end(s) / 64 + s, at least as many as it has chunks, so that a slot finds its
+// sequence by search in cu_seqlens and no table is needed. Slots past a sequence's chunks stay unused.
+#pragma once
+#include "cuda/device/scalar.h"
+#include "ops/recurrence/gated_delta_rule.h"
+
+namespace braid::delta_cuda {
+
+using device::bf16;
+
+inline constexpr int kChunk = 64;
+inline constexpr int kSquare = kChunk * kChunk;
+
+/// Rows of `factors`: what multiplies a token's row on its way in and out of a state. q and k are raw: their norms live here.
+enum Factor : int {
+  kLogDecay,  // g: log decay summed from the chunk's start, inclusive
+  kKeyIn,     // exp(g) / |k|: reads the state before the chunk
+  kKeyOut,    // exp(g_end − g) / |k|: is added to the state after it
+  kQueryIn,   // scale exp(g) / |q|
+  kBeta,
+  kKeyNorm,    // 1 / |k|
+  kQueryNorm,  // 1 / |q|
+  kTotal,      // exp(g_end), in the first element
+  kNumFactors
+};
+
+/// One problem, as every kernel sees it. A null pointer is an absent input or an unwanted result.
+struct Problem {
+  const bf16* q;           // [N, H, K], rows scaled by powers of two where their norms are extreme
+  const bf16* k;           // [N, H, K]
+  const bf16* v;           // [N, HV, V]
+  const float* beta;       // [N, HV]
+  const float* log_decay;  // [N, HV]
+  const float* q_norm;     // [N, H, 2]: 1 / |q| of the rows above, and of the rows that were given
+  const float* k_norm;     // [N, H, 2]
+  const int64_t* cu;       // [S + 1]
+  int64_t S, N, H, HV, K, V, slots;
+  float scale;
+
+  float* factors;  // [slots, HV, kNumFactors, 64]
+  bf16* squares;   // [slots, HV, 3, 64, 64], in tile order: A, what rounding left of it over, P = scale (q k^T ∘ decay)
+  bf16* states;    // [slots, HV, V, K]: before each chunk
+  bf16* u;         // [N, HV, V]
+};
+
+void launch_chunks(Context& ctx, const Problem& p);
+
+struct ForwardParams {
+  Problem problem;
+  const float* initial;  // [S, HV, K, V] or null
+  float* final_state;    // [S, HV, K, V]
+  bf16* o;               // [N, HV, V]
+};
+void launch_forward(Context& ctx, const ForwardParams& params);
+
+struct BackwardParams {
+  Problem problem;
+  const bf16* d_o;       // [N, HV, V] or null
+  const float* d_final;  // [S, HV, K, V] or null
+  float* d_initial;      // [S, HV, K, V] or null
+  bf16* d_v;             // [N, HV, V] or null
+  bf16* d_r;             // [N, HV, V]: gradient of beta (v − k⁺ S), over beta
+  bf16* d_states;        // [slots, HV, V, K]: gradient of the state after each chunk
+};
+void launch_backward(Context& ctx, const BackwardParams& params);
+
+struct GradientParams {
+  BackwardParams backward;
+  bf16 *d_q, *d_k;     // [N, HV, K] or null: of normalised q and k, per value head
+  float* d_beta;       // [N, HV] or null
+  float* d_log_decay;  // [N, HV] or null
+};
+void launch_gradients(Context& ctx, const GradientParams& params);
+
+struct NormParams {
+  const bf16* x;    // [rows, K]
+  bf16* y;          // [rows, K]: x, but for rows of huge values, which are scaled by a power of two
+  float* norm;      // [rows, 2]: 1 / sqrt(sum of squares + eps) of y's rows and of x's
+  const bf16* d_y;  // [rows, group, K]: gradients of normalised rows, backward
+  bf16* d_x;        // [rows, K]
+  int64_t rows, K, group;
+};
+void launch_norms(Context& ctx, const NormParams& params);
+/// d_x: the sum over the group, then through the norm (norm null: there is none).
+void launch_gather(Context& ctx, const NormParams& params);
+
+/// Whether these kernels take the problem; the others take all of them, slower.
+bool takes(Context& ctx, const GatedDeltaRule::Inputs& in, const GatedDeltaRule::Attrs& attrs);
+GatedDeltaRule::Saved forward(Context& ctx, const GatedDeltaRule::Inputs& in, const GatedDeltaRule::Attrs& attrs, GatedDeltaRule::Outputs& out);
+void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDeltaRule::Attrs& attrs, const GatedDeltaRule::Outputs& d_out,
+              GatedDeltaRule::Inputs& d_in);
+
+#ifdef __CUDACC__
+struct Chunk {
+  int64_t sequence, first;  // token
+  int count;                // tokens; 0: the slot is unused
+};
+
+__device__ inline Chunk chunk_of(const Problem& p, int64_t slot) {
+  int64_t low = 0, high = p.S;  // the sequence is in [low, high)
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (p.cu[middle] / kChunk + middle <= slot) low = middle;
+    else high = middle;
+  }
+  const int64_t first = p.cu[low] + (slot - p.cu[low] / kChunk - low) * kChunk, left = p.cu[low + 1] - first;
+  return {low, first, static_cast<int>(left < 0 ? 0 : left < kChunk ? left : kChunk)};
+}
+#endif
+
+}  // namespace braid::delta_cuda
