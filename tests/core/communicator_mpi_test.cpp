@@ -1,0 +1,73 @@
+// Ranks of MPI: the program mpi_ranks.cpp under mpirun.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "tests/support/mpirun.h"
+
+namespace braid::test {
+namespace {
+
+#ifdef BRAID_MPI_RANKS
+constexpr const char* kProgram = BRAID_MPI_RANKS;
+#else
+constexpr const char* kProgram = "";
+#endif
+
+ProgramResult ranks(int size, const std::string& scenario) { return mpirun(size, kProgram, {scenario}, Workspace()); }
+
+void expect_right(int size) {
+  const ProgramResult result = ranks(size, "right");
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.out, std::to_string(size) + " ranks\n") << result.err;
+}
+
+TEST(Mpi, TwoRanks) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_right(2);
+}
+TEST(Mpi, FourRanks) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_right(4);
+}
+TEST(Mpi, OneRankWithoutMpirun) {
+  BRAID_SKIP_WITHOUT_MPI();
+  const ProgramResult result = run(kProgram, {"right"}, Workspace());
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.out, "1 ranks\n");
+}
+
+/// The job ends with an error, soon, and says `named`.
+void expect_end(const std::string& scenario, const std::string& named) {
+  const auto start = std::chrono::steady_clock::now();
+  const ProgramResult result = ranks(3, scenario);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+  EXPECT_NE(result.status, 0);
+  EXPECT_NE((result.out + result.err).find(named), std::string::npos) << result.out << result.err;
+}
+
+TEST(Mpi, ARankThatStopsIsNamedByTheOthers) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_end("throws", "a mistake of rank 1 alone");
+  expect_end("throws", "all_reduce: rank 1 stopped with an error");
+}
+TEST(Mpi, ARankThatHangsIsNamed) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_end("hangs", "all_reduce: rank 1 did not answer for 0.5 s");
+}
+TEST(Mpi, ARankThatDiesEndsTheJob) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_end("dies", "signal 9");
+}
+TEST(Mpi, AnotherSizeIsAnError) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_end("size", "must call it with a tensor of the same size");
+}
+TEST(Mpi, AnotherOperationIsAnError) {
+  BRAID_SKIP_WITHOUT_MPI();
+  expect_end("differs", "did not answer for 0.5 s");
+}
+
+}  // namespace
+}  // namespace braid::test
