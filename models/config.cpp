@@ -1,5 +1,7 @@
 #include "models/config.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -233,6 +235,50 @@ std::string_view architecture(Family family) {
   return kNames[static_cast<int>(family)];
 }
 
+/// Every key that some family has: no family's key is a misspelling of another's.
+const std::set<std::string, std::less<>>& known_keys() {
+  static const std::set<std::string, std::less<>> keys = [] {
+    std::set<std::string, std::less<>> all = {"torch_dtype"};
+    for (const FixedKey& fixed : fixed_keys()) all.emplace(fixed.key);
+    for (Family family : kFamilies) {
+      ModelConfig config = defaults(family);
+      if (family == Family::transformer) config.attn.resize(1);
+      for (const auto& [key, value] : to_json(config).items()) all.insert(key);
+    }
+    return all;
+  }();
+  return keys;
+}
+
+/// Whether `given` becomes `key` by at most two letters inserted, left out or replaced (one in short keys).
+bool is_near(std::string_view given, std::string_view key) {
+  const size_t bound = key.size() < 6 ? 1 : 2;
+  if (given.size() > key.size() + bound || key.size() > given.size() + bound) return false;
+  std::vector<size_t> row(key.size() + 1);  // distances of the first i letters of `given` to every beginning of `key`
+  for (size_t j = 0; j <= key.size(); ++j) row[j] = j;
+  for (size_t i = 0; i < given.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (size_t j = 0; j < key.size(); ++j) {
+      const size_t replaced = diagonal + (given[i] == key[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back() <= bound;
+}
+
+/// Keys that other programs write into every configuration and that only look like misspellings.
+constexpr std::array<std::string_view, 2> kOthersKeys = {"cls_token_id", "num_beams"};
+
+void refuse_misspelt_keys(const json& object) {
+  for (const std::string& given : ignored_keys(object)) {
+    if (std::find(kOthersKeys.begin(), kOthersKeys.end(), given) != kOthersKeys.end()) continue;
+    for (const std::string& key : known_keys())
+      BRAID_CHECK(!is_near(given, key), kFile, ": the key ", shown(given), " is unknown, expected ", key, "; remove it if something else is meant");
+  }
+}
+
 }  // namespace
 
 std::string_view to_string(Family family) {
@@ -244,11 +290,19 @@ ModelConfig parse_config(const json& object) {
   BRAID_CHECK(object.is_object(), kFile, ": must be an object, got ", shown(object));
   ModelConfig config = defaults(parse_family(object));
   const Reader read(object, "");
+  refuse_misspelt_keys(object);
   check_fixed_keys(read, config.family);
   detail::visit_model_keys(config, read);
   detail::visit_mixer_keys(config, read);
   parse_all_attention(read, config);
   return completed(std::move(config));
+}
+
+std::vector<std::string> ignored_keys(const json& object) {
+  std::vector<std::string> ignored;
+  for (const auto& [key, value] : object.items())
+    if (!known_keys().contains(key)) ignored.push_back(key);
+  return ignored;
 }
 
 ModelConfig parse_config(std::string_view text) {

@@ -78,12 +78,16 @@ struct ModelConfig {
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
-/// Reads a configuration. Absent keys have fla's defaults; keys that only concern another implementation are ignored. Throws Error
-/// with one line that names the key, what was expected and what was given: an unknown model_type, a wrong type, a size below 1, heads
-/// that do not divide, an attention layer out of range or named twice, a setting that would change the mathematics and is not supported.
+/// Reads a configuration. Absent keys have fla's defaults. Unknown keys are ignored, as in fla, whose files have many that only concern
+/// another implementation (ignored_keys lists them), except those that look like a misspelling of a known key: at most two letters
+/// inserted, left out or replaced. Throws Error with one line that names the key, what was expected and what was given: a misspelt key,
+/// an unknown model_type, a wrong type, a size below 1, heads that do not divide, an attention layer out of range or named twice,
+/// a setting that would change the mathematics and is not supported.
 ModelConfig parse_config(const nlohmann::json& json);
 /// The same from text; text that is not JSON is an Error too.
 ModelConfig parse_config(std::string_view text);
+/// Keys of `json`, an object, that no family has: parse_config does not look at them.
+std::vector<std::string> ignored_keys(const nlohmann::json& json);
 /// What parse_config reads, with every key of the family written out: parse_config(to_json(c)) == c.
 nlohmann::json to_json(const ModelConfig& config);
 /// The configuration with head counts that are 0 filled in (num_kv_heads, num_v_heads: as num_heads; hgrn2: num_heads from expand_ratio or

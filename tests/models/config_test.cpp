@@ -64,6 +64,34 @@ TEST(Config, DefaultsAreThoseOfFla) {
   EXPECT_EQ(transformer.mlp_width(), 5632);
 }
 
+TEST(Config, AKeyThatIsNearlyKnownIsAMistake) {
+  expect_error(with(small("gla"), "hiden_size", 64), {"\"hiden_size\"", "hidden_size"});
+  expect_error(with(small("gla"), "num_head", 64), {"\"num_head\"", "num_heads"});
+  expect_error(with(small("gated_deltanet"), "vocabsize", 64), {"\"vocabsize\"", "vocab_size"});
+  expect_error(with(small("transformer"), "rope_tetha", 64), {"\"rope_tetha\"", "rope_theta"});
+  expect_error(with(small("hgrn"), "atn", nullptr), {"\"atn\"", "attn"});
+  expect_error(with(small("hgrn"), "tie_word_embedding", true), {"tie_word_embeddings"});
+  expect_error(with(small("hgrn"), "hiden\nsize", true), {"hidden_size"});
+}
+
+TEST(Config, OthersKeysAreIgnoredAndListed) {
+  const std::vector<std::string> others = {"_name_or_path",      "attn_mode",   "auto_map",           "cls_token_id", "dtype",
+                                           "fuse_cross_entropy", "fuse_swiglu", "num_beams",          "return_dict",  "transformers_version",
+                                           "use_cache",          "use_rope",    "num_attention_heads"};
+  for (const char* type : {"transformer", "hgrn", "retnet", "gla", "hgrn2", "delta_net", "gated_deltanet"}) {
+    json object = small(type);
+    EXPECT_TRUE(ignored_keys(to_json(parse_config(object))).empty()) << type;
+    for (const std::string& key : others) object[key] = "anything";
+    EXPECT_EQ(parse_config(object), parse_config(small(type)));
+    std::vector<std::string> sorted = others;
+    std::sort(sorted.begin(), sorted.end());
+    EXPECT_EQ(ignored_keys(object), sorted);
+    object["torch_dtype"] = "float32";
+    for (const char* key : {"expand_k", "num_v_heads", "head_dim"}) object[key] = small(type).value(key, 1);  // some other family's
+    EXPECT_EQ(ignored_keys(object), sorted);
+  }
+}
+
 TEST(Config, RoundTrip) {
   std::vector<ModelConfig> configs;
   for (const std::string& name : preset_names()) configs.push_back(preset(name));

@@ -5,6 +5,7 @@
 
 #include "io/checkpoint.h"
 #include "io/json.h"
+#include "io/model_directory.h"
 #include "io/safetensors.h"
 #include "io/token_dataset.h"
 #include "models/config.h"
@@ -88,7 +89,11 @@ Json inspect_checkpoint(const std::string& path) {
 
 Json inspect_model_directory(const std::string& path) {
   std::cout << path << ": model directory\n";
-  Json result = describe_config(parse_config(read_json(Path(path) / "config.json")));
+  Json result = describe_config(read_model_config(Path(path) / "config.json"));
+  const std::vector<std::string> ignored = ignored_keys(read_json(Path(path) / "config.json"));
+  if (!ignored.empty()) std::cout << "  ignored     ";
+  for (const std::string& key : ignored) std::cout << key << (key == ignored.back() ? "\n" : ", ");
+  result["ignored_keys"] = ignored;
   Json files = Json::array();
   for (const Path& file : list_directory(path))
     if (file.extension() == ".safetensors") files.push_back(inspect_safetensors(file.string()));
