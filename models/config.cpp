@@ -243,7 +243,8 @@ const std::set<std::string, std::less<>>& known_keys() {
     for (Family family : kFamilies) {
       ModelConfig config = defaults(family);
       if (family == Family::transformer) config.attn.resize(1);
-      for (const auto& [key, value] : to_json(config).items()) all.insert(key);
+      const json written = to_json(config);  // items() of a temporary would outlive it
+      for (const auto& [key, value] : written.items()) all.insert(key);
     }
     return all;
   }();
