@@ -37,10 +37,10 @@ bool same_bits(Context& ctx, const Tensor& a, const Tensor& b) {
   if (!(a.shape() == b.shape()) || a.dtype() != b.dtype()) return false;
   if (a.dtype() == DType::f64) {
     const auto x = to_vector<double>(ctx, a), y = to_vector<double>(ctx, b);
-    return std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) == 0;
+    return x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) == 0;
   }
   const auto x = to_vector<float>(ctx, a), y = to_vector<float>(ctx, b);
-  return std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
+  return x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
 }
 
 bool all_finite(Context& ctx, const Tensor& tensor) {
