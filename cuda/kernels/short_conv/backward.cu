@@ -1,3 +1,4 @@
+#include "cuda/device/math.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
 #include "cuda/kernels/short_conv/plan.h"
@@ -38,10 +39,88 @@ struct InputGradients {
   }
 };
 
+/// d_z from z and d_o.
+__device__ inline float conv_slope(bool silu, float z, float d_o) {
+  if (!silu) return d_o;
+  const float s = device::fast_sigmoid(z);
+  return d_o * s * (1.0f + z * (1.0f - s));
+}
+
+/// What slides over tokens in the backward. sums_j: gradient so far of input t − taps + 1 + j.
+template <class T, int taps, int width>
+struct GradientWindow {
+  device::ConvWindow<T, taps, width> inputs;
+  float sums[taps][width], d_weight[taps][width];
+
+  __device__ void clear_sums() {
+#pragma unroll
+    for (int j = 0; j < taps; ++j)
+#pragma unroll
+      for (int c = 0; c < width; ++c) sums[j][c] = 0;
+  }
+  /// Takes token t; its weights' gradient belongs to the tile that has it.
+  __device__ void take(const float (&x)[width], const float (&d_o)[width], bool silu, bool adds_weight) {
+    float z[width];
+    inputs.convolve(x, z);
+#pragma unroll
+    for (int c = 0; c < width; ++c) {
+      const float d_z = conv_slope(silu, z[c], d_o[c]);
+#pragma unroll
+      for (int j = 0; j < taps; ++j) {
+        sums[j][c] += inputs.weight[j][c] * d_z;
+        if (adds_weight) d_weight[j][c] += inputs.x[j][c] * d_z;
+      }
+    }
+  }
+  __device__ void shift() {
+    device::shift(inputs.x);
+    device::shift(sums);
+  }
+};
+
+/// A whole tile inside one sequence, without gradients of states: nothing is asked of a token but its values.
+template <class T, int taps, int width>
+__device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, taps, width>& window, int64_t begin, int64_t end, int64_t limit,
+                                   int64_t d) {
+  constexpr int kAhead = cuda::kConvInsideAhead;
+  using Packed = device::Pack<T, width>;
+  const int64_t D = p.in.D;
+  const T *x = static_cast<const T*>(p.in.x) + d, *d_o = static_cast<const T*>(p.d_o) + d;
+  T* d_x = static_cast<T*>(p.d_x) + d;
+  const auto take = [&](const Packed& x_t, const Packed& d_o_t, bool adds_weight) {
+    float newest[width], gradient[width];
+#pragma unroll
+    for (int c = 0; c < width; ++c) newest[c] = device::to_float(x_t.at[c]), gradient[c] = device::to_float(d_o_t.at[c]);
+    window.take(newest, gradient, p.in.silu, adds_weight);
+  };
+  for (int64_t first = begin; first < end; first += kAhead) {
+    Packed x_ahead[kAhead], d_ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      x_ahead[i] = *reinterpret_cast<const Packed*>(x + (first + i) * D);
+      d_ahead[i] = *reinterpret_cast<const Packed*>(d_o + (first + i) * D);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      take(x_ahead[i], d_ahead[i], true);
+      const int64_t complete = first + i - (taps - 1);
+      if (complete >= begin) device::store(d_x + complete * D, window.sums[0]);
+      window.shift();
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < taps - 1; ++j) {
+    const int64_t t = end + j;
+    if (t < limit) take(*reinterpret_cast<const Packed*>(x + t * D), *reinterpret_cast<const Packed*>(d_o + t * D), false);
+    device::store(d_x + (t - (taps - 1)) * D, window.sums[0]);
+    window.shift();
+  }
+}
+
 // Tokens t of a tile, and those after it that its inputs reach: d_z_t = d_o_t act'(z_t) adds weight_j d_z_t to the gradient of input
 // t − taps + 1 + j, which is complete once j = 0 was added. d_weight_j = Σ_t d_z_t x_{t−taps+1+j}.
 template <class T, int taps, int width>
-__global__ void __launch_bounds__(cuda::kConvThreads) short_conv_backward(BackwardParams p) {
+__global__ void __launch_bounds__(cuda::kConvThreads, taps > 4 ? 1 : 4) short_conv_backward(BackwardParams p) {
   constexpr int kAhead = taps > 4 ? 1 : cuda::kConvAhead;
   const device::ConvInputs& in = p.in;
   const int64_t d = (int64_t{blockIdx.y} * cuda::kConvThreads + threadIdx.x) * width;
@@ -50,10 +129,15 @@ __global__ void __launch_bounds__(cuda::kConvThreads) short_conv_backward(Backwa
   const int64_t limit = min(end + taps - 1, device::SequenceWalk(in.cu_seqlens, in.S, end - 1).end);
   const InputGradients<T, width> to{p, d, begin, end};
   device::SequenceWalk sequence(in.cu_seqlens, in.S, begin);
-  device::ConvWindow<T, taps, width> window;
-  window.load_weight(in, d);
-  float sums[taps][width] = {}, d_weight[taps][width] = {};  // sums_j: of input t − taps + 1 + j
-  for (int64_t first = begin; first < limit; first += kAhead) {
+  GradientWindow<T, taps, width> window = {};
+  window.inputs.load_weight(in, d);
+  const bool inside = width > 1 && end == begin + cuda::kConvTokens && end <= sequence.end && p.d_x && p.d_o &&
+                      (!p.d_final_state || end + taps - 1 <= sequence.end) && (!p.d_initial_state || begin > sequence.begin);
+  if (inside) {
+    window.inputs.fill(in, sequence, begin, d);
+    walk_inside(p, window, begin, end, limit, d);
+  }
+  for (int64_t first = inside ? limit : begin; first < limit; first += kAhead) {
     float ahead[kAhead][width], d_ahead[kAhead][width] = {};
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -67,31 +151,16 @@ __global__ void __launch_bounds__(cuda::kConvThreads) short_conv_backward(Backwa
       if (t >= limit) break;
       if (t == sequence.end) sequence.advance();
       if (t == begin || t == sequence.begin) {
-        window.fill(in, sequence, t, d);
-#pragma unroll
-        for (int j = 0; j < taps; ++j)
-#pragma unroll
-          for (int c = 0; c < width; ++c) sums[j][c] = 0;
+        window.inputs.fill(in, sequence, t, d);
+        window.clear_sums();
       }
-      float z[width];
-      window.convolve(ahead[i], z);
-#pragma unroll
-      for (int c = 0; c < width; ++c) {
-        const float s = 1.0f / (1.0f + expf(-z[c]));
-        const float d_z = in.silu ? d_ahead[i][c] * s * (1.0f + z[c] * (1.0f - s)) : d_ahead[i][c];
-#pragma unroll
-        for (int j = 0; j < taps; ++j) {
-          sums[j][c] += window.weight[j][c] * d_z;
-          if (t < end) d_weight[j][c] += window.x[j][c] * d_z;
-        }
-      }
+      window.take(ahead[i], d_ahead[i], in.silu, t < end);
       const int64_t local = t - sequence.begin;
-      to.store(sequence, local - (taps - 1), sums[0]);
-      device::shift(window.x);
-      device::shift(sums);
+      to.store(sequence, local - (taps - 1), window.sums[0]);
+      window.shift();
       if (t + 1 != sequence.end) continue;
 #pragma unroll
-      for (int j = 0; j < taps - 1; ++j) to.store(sequence, local - (taps - 2) + j, sums[j]);
+      for (int j = 0; j < taps - 1; ++j) to.store(sequence, local - (taps - 2) + j, window.sums[j]);
     }
   }
   if (!p.d_weight) return;
@@ -100,7 +169,7 @@ __global__ void __launch_bounds__(cuda::kConvThreads) short_conv_backward(Backwa
     const int tap = j - (taps - in.W);
 #pragma unroll
     for (int c = 0; c < width; ++c)
-      if (tap >= 0) p.d_weight[(blockIdx.x * in.D + d + c) * in.W + tap] = d_weight[j][c];
+      if (tap >= 0) p.d_weight[(blockIdx.x * in.D + d + c) * in.W + tap] = window.d_weight[j][c];
   }
 }
 
@@ -120,7 +189,7 @@ void ShortConv::backward_cuda(Context& ctx, const Saved& saved, const Attrs& att
                               address_of<float>(d_in.initial_state),
                               address_of<float>(partials)};
   const bool aligned = aligned16(saved.x) && aligned16(d_out.o) && aligned16(d_in.x);
-  cuda::dispatch_conv(saved.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
+  cuda::dispatch_conv<4>(saved.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
     cuda::launch(ctx.stream(), "short_conv_backward", &short_conv_backward<T, taps, width>, cuda::conv_config(N, D, width), params);
   });
   if (d_in.weight) cuda::sum_partials(ctx, partials, d_in.weight);

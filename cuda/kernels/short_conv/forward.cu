@@ -1,3 +1,4 @@
+#include "cuda/device/math.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
 #include "cuda/kernels/short_conv/plan.h"
 
@@ -10,9 +11,48 @@ struct ForwardParams {
   float* final_state;  // [S, D, W−1]
 };
 
+/// A whole tile inside one sequence: nothing is asked of a token but its values.
+template <class T, int taps, int width>
+__device__ inline void convolve_inside(const ForwardParams& p, device::ConvWindow<T, taps, width>& window, int64_t begin, int64_t end, int64_t d) {
+  constexpr int kAhead = cuda::kConvInsideAhead;
+  static_assert(cuda::kConvTokens % kAhead == 0);
+  const T* x = static_cast<const T*>(p.in.x) + begin * p.in.D + d;
+  T* o = static_cast<T*>(p.o) + begin * p.in.D + d;
+  for (int64_t first = begin; first < end; first += kAhead) {
+    device::Pack<T, width> ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) ahead[i] = *reinterpret_cast<const device::Pack<T, width>*>(x + i * p.in.D);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      float newest[width], z[width];
+#pragma unroll
+      for (int c = 0; c < width; ++c) newest[c] = device::to_float(ahead[i].at[c]);
+      window.convolve(newest, z);
+      if (p.in.silu) {
+#pragma unroll
+        for (int c = 0; c < width; ++c) z[c] *= device::fast_sigmoid(z[c]);
+      }
+      device::store(o + i * p.in.D, z);
+      device::shift(window.x);
+    }
+    x += kAhead * p.in.D, o += kAhead * p.in.D;
+  }
+}
+
+template <class T, int taps, int width>
+__device__ inline void store_final_state(const ForwardParams& p, const device::ConvWindow<T, taps, width>& window, int64_t sequence, int64_t d) {
+#pragma unroll
+  for (int j = 0; j < taps - 1; ++j) {
+    const int kept = j - (taps - p.in.W);
+#pragma unroll
+    for (int c = 0; c < width; ++c)
+      if (kept >= 0) p.final_state[(sequence * p.in.D + d + c) * (p.in.W - 1) + kept] = window.x[j][c];
+  }
+}
+
 // o_t = act(Σ_j weight_j x_{t−taps+1+j}) over one tile of tokens; the last inputs of a sequence become its final state.
 template <class T, int taps, int width>
-__global__ void __launch_bounds__(cuda::kConvThreads) short_conv_forward(ForwardParams p) {
+__global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(ForwardParams p) {
   constexpr int kAhead = cuda::kConvAhead;
   const device::ConvInputs& in = p.in;
   const int64_t d = (int64_t{blockIdx.y} * cuda::kConvThreads + threadIdx.x) * width;
@@ -21,6 +61,14 @@ __global__ void __launch_bounds__(cuda::kConvThreads) short_conv_forward(Forward
   device::SequenceWalk sequence(in.cu_seqlens, in.S, begin);
   device::ConvWindow<T, taps, width> window;
   window.load_weight(in, d);
+  if constexpr (width > 1) {
+    if (end == begin + cuda::kConvTokens && end <= sequence.end) {
+      window.fill(in, sequence, begin, d);
+      convolve_inside(p, window, begin, end, d);
+      if (end == sequence.end) store_final_state(p, window, sequence.idx, d);
+      return;
+    }
+  }
   for (int64_t first = begin; first < end; first += kAhead) {
     float ahead[kAhead][width], z[width];
 #pragma unroll
@@ -35,17 +83,10 @@ __global__ void __launch_bounds__(cuda::kConvThreads) short_conv_forward(Forward
       window.convolve(ahead[i], z);
 #pragma unroll
       for (int c = 0; c < width; ++c)
-        if (in.silu) z[c] /= 1.0f + expf(-z[c]);
+        if (in.silu) z[c] *= device::fast_sigmoid(z[c]);
       device::store(static_cast<T*>(p.o) + t * in.D + d, z);
       device::shift(window.x);
-      if (t + 1 != sequence.end) continue;
-#pragma unroll
-      for (int j = 0; j < taps - 1; ++j) {
-        const int kept = j - (taps - in.W);
-#pragma unroll
-        for (int c = 0; c < width; ++c)
-          if (kept >= 0) p.final_state[(sequence.idx * in.D + d + c) * (in.W - 1) + kept] = window.x[j][c];
-      }
+      if (t + 1 == sequence.end) store_final_state(p, window, sequence.idx, d);
     }
   }
 }
@@ -56,7 +97,7 @@ ShortConv::Saved ShortConv::forward_cuda(Context& ctx, const Inputs& in, const A
   const ForwardParams params{cuda::conv_inputs(ctx, in.x, in.weight, in.initial_state, attrs), out.o.raw(), out.final_state.data<float>()};
   cuda::pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
   const int64_t N = params.in.N, D = params.in.D;
-  cuda::dispatch_conv(in.x.dtype(), params.in.W, D, cuda::aligned16(in.x), [&]<class T, int taps, int width>() {
+  cuda::dispatch_conv<8>(in.x.dtype(), params.in.W, D, cuda::aligned16(in.x), [&]<class T, int taps, int width>() {
     cuda::launch(ctx.stream(), "short_conv_forward", &short_conv_forward<T, taps, width>, cuda::conv_config(N, D, width), params);
   });
   return {in.x, in.weight, in.initial_state};

@@ -8,7 +8,9 @@
 namespace braid::cuda {
 
 inline constexpr int64_t kConvTokens = 64;
-inline constexpr int kConvThreads = 128, kConvAhead = 4, kMaxConvWidth = 16;
+inline constexpr int kConvThreads = 128, kMaxConvWidth = 16;
+/// Tokens fetched before the first is used, in a tile that may hold several sequences and in one inside a sequence.
+inline constexpr int kConvAhead = 4, kConvInsideAhead = 8;
 
 inline device::ConvInputs conv_inputs(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& initial_state,
                                       const ShortConv::Attrs& attrs) {
@@ -33,12 +35,13 @@ inline LaunchConfig conv_config(int64_t N, int64_t D, int width) {
   return {.grid = dim3(static_cast<unsigned>(num_conv_tiles(N)), static_cast<unsigned>((D + channels - 1) / channels)), .block = kConvThreads};
 }
 
-/// body.operator()<T, taps, width>(): taps is W rounded up to 4 or 16; a thread carries `width` channels.
-template <class Body>
+/// body.operator()<T, taps, width>(): taps is W rounded up to 4 or 16; a thread carries `width` channels, at most `most_width`.
+template <int most_width, class Body>
 void dispatch_conv(DType dtype, int W, int64_t D, bool aligned, Body&& body) {
   const auto with_type = [&]<class T>() {
+    constexpr int wide = most_width < device::kPackSize<T> ? most_width : device::kPackSize<T>;
     if (W > 4) body.template operator()<T, kMaxConvWidth, 1>();
-    else if (aligned && D % 4 == 0) body.template operator()<T, 4, 4>();
+    else if (aligned && D % wide == 0) body.template operator()<T, 4, wide>();
     else body.template operator()<T, 4, 1>();
   };
   if (dtype == DType::bf16) with_type.template operator()<device::bf16>();
