@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: builds with CUDA, holds every kernel to the CPU oracle, runs compute-sanitizer on small cases. Prints a table last.
+# On a machine with a GPU: builds with CUDA, holds every kernel to the CPU oracle, runs compute-sanitizer on small cases of every operator,
+# times every operator beside its floor, and compiles the kernels for sm_80 too. Prints one table last.
 #   tests/gpu.sh [FILTER]    FILTER: a GoogleTest filter of operator tests (default: every CUDA law)
-# Needs no Boost and no network. Extra CMake options may be given in BRAID_CMAKE_OPTIONS.
+# Needs no Boost and no network. Extra CMake options may be given in BRAID_CMAKE_OPTIONS, those of the benchmark in BRAID_BENCH_OPTIONS
+# (--quick, --op NAME).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 filter=${1:-*_cuda_*}
@@ -12,44 +14,76 @@ table=""
 failed=0
 row() { table+=$(printf '%-34s %s' "$1" "$2")$'\n'; }
 
-echo "== build"
-start=$SECONDS
 nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-if ! { cmake --preset cuda -DCMAKE_CUDA_COMPILER="$nvcc" ${BRAID_CMAKE_OPTIONS:-} && cmake --build $build -j "$(nproc)" --target braid_test_ops braid_test_cuda; } >"$log/build" 2>&1; then
-  grep -E -A8 'error|Error|FAILED' "$log/build" | head -n 80
-  echo "build failed"
-  exit 1
-fi
-row "build" "$((SECONDS - start)) s"
+compile() { # NAME FOLDER TARGETS... -- CMAKE OPTIONS...
+  local name=$1 folder=$2 start=$SECONDS targets=()
+  shift 2
+  while [ "$1" != -- ]; do targets+=("$1"); shift; done
+  shift
+  echo "== $name"
+  if ! { cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBRAID_CUDA=ON -DCMAKE_CUDA_COMPILER="$nvcc" "$@" ${BRAID_CMAKE_OPTIONS:-} &&
+    cmake --build "$folder" -j "$(nproc)" --target "${targets[@]}"; } >"$log/build" 2>&1; then
+    grep -E -A8 'error|Error|FAILED' "$log/build" | head -n 80
+    row "$name" "FAILED"
+    failed=1
+    return 1
+  fi
+  row "$name" "$((SECONDS - start)) s"
+}
 
 run_tests() { # NAME PROGRAM FILTER
-  "$2" --gtest_color=no --gtest_filter="$3" >"$log/$1" 2>&1
+  echo "== $1"
+  "$2" --gtest_color=no --gtest_filter="$3" >"$log/tests" 2>&1
   local status=$? ok bad
-  ok=$(grep -cE '^\[       OK \]' "$log/$1")
-  bad=$(grep -cE '^\[  FAILED  \].*ms\)$' "$log/$1")
+  ok=$(grep -cE '^\[       OK \]' "$log/tests")
+  bad=$(grep -cE '^\[  FAILED  \].*ms\)$' "$log/tests")
   if [ $status != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
   row "$1" "$ok passed, $bad failed"
   if [ "$bad" != 0 ]; then
     failed=1
-    grep -vE '^\[ RUN      \]|^\[       OK \]' "$log/$1" | tail -n 60
+    grep -vE '^\[ RUN      \]|^\[       OK \]' "$log/tests" | tail -n 60
   fi
 }
 
+# The first bf16 cases of every operator: they are the small ones, written to hold boundaries of sequences.
+small_cases() {
+  $build/tests/braid_test_ops --gtest_list_tests | awk '/^[^ ]/ { suite = $1; n = 0 } /_cuda_bf16/ && n < 4 { printf "%s%s:", suite, $1; ++n }'
+}
+
+sanitize() { # TOOL
+  echo "== compute-sanitizer $1"
+  local start=$SECONDS
+  if compute-sanitizer --tool "$1" --error-exitcode 9 $build/tests/braid_test_ops --gtest_color=no --gtest_filter="$cases" >"$log/$1" 2>&1; then
+    row "compute-sanitizer $1" "clean, $(grep -cE '^\[       OK \]' "$log/$1") cases in $((SECONDS - start)) s"
+  else
+    row "compute-sanitizer $1" "FAILED"
+    failed=1
+    grep -E 'ERROR|=========|FAILED' "$log/$1" | head -n 40
+  fi
+}
+
+compile "build" $build braid_test_ops braid_test_cuda braid_test_train braid_bench -- || exit 1
 run_tests "runtime" $build/tests/braid_test_cuda '*'
 run_tests "kernels against the CPU oracle" $build/tests/braid_test_ops "$filter"
-
+run_tests "optimizer against the CPU's" $build/tests/braid_test_train '*Cuda*'
 if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck; do
-    if compute-sanitizer --tool $tool --error-exitcode 9 $build/tests/braid_test_ops --gtest_color=no --gtest_filter="${BRAID_SANITIZER_FILTER:-RmsNorm.rows_cuda_*}" >"$log/$tool" 2>&1; then
-      row "compute-sanitizer $tool" "clean"
-    else
-      row "compute-sanitizer $tool" "FAILED"
-      failed=1
-      grep -E 'ERROR|=========' "$log/$tool" | head -n 20
-    fi
-  done
+  cases=${BRAID_SANITIZER_FILTER:-$(small_cases)}
+  for tool in memcheck racecheck; do sanitize $tool; done
+else
+  row "compute-sanitizer" "not installed"
+fi
+compile "kernels for sm_80" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF
+
+echo "== benchmarks"
+# shellcheck disable=SC2086
+if $build/tests/braid_bench ${BRAID_BENCH_OPTIONS:-} --json $build/bench.json >"$log/bench" 2>&1; then
+  row "benchmarks" "$(grep -c '|' "$log/bench") rows, also in $build/bench.json"
+else
+  row "benchmarks" "FAILED"
+  failed=1
 fi
 
 echo "== results on $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"
 printf '%s' "$table"
+cat "$log/bench"
 exit $failed
