@@ -72,6 +72,10 @@ __device__ inline void ldmatrix_x2_transposed(uint32_t (&to)[2], uint32_t row_ad
 __device__ inline void cp_async16(uint32_t to_shared, const void* from_global, bool live = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to_shared), "l"(from_global), "r"(live ? 16 : 0) : "memory");
 }
+/// 8 bytes; both addresses are multiples of 8.
+__device__ inline void cp_async8(uint32_t to_shared, const void* from_global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to_shared), "l"(from_global) : "memory");
+}
 /// Closes the group of copies begun since the last call.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most `pending` of this thread's groups are unfinished; others' copies need a barrier after it.

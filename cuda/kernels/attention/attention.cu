@@ -1,3 +1,4 @@
+#include "cuda/kernels/attention/fast.h"
 #include "cuda/kernels/attention/plain.h"
 #include "cuda/kernels/operands.h"
 #include "ops/attention.h"
@@ -15,10 +16,16 @@ attention::Problem problem_for(Context& ctx, const Tensor& q, const Tensor& k, c
   problem.S = attrs.q_seqs.count(), problem.Nq = q.size(0), problem.Nk = k.size(0);
   problem.H = q.size(1), problem.HK = k.size(1), problem.D = q.size(2), problem.DV = v.size(2);
   problem.window = attrs.window < attrs.keys().max_length() ? attrs.window : 0;
-  problem.scale = static_cast<float>(attrs.scale_for(problem.D));
+  problem.scale = static_cast<float>(attrs.scale_for(problem.D)), problem.is_bf16 = q.dtype() == DType::bf16;
   BRAID_CHECK(problem.D <= attention::kMaxHeadDim && problem.DV <= attention::kMaxHeadDim, Attention::name,
               ": on a GPU head dimensions must be at most ", attention::kMaxHeadDim, ", got D = ", problem.D, " and DV = ", problem.DV);
   return problem;
+}
+
+attention::Path path_for(const attention::Problem& problem) {
+  static const bool on_hopper = attention::built_for_hopper();
+  if (problem.Nq == 0 || problem.Nk == 0) return attention::Path::plain;  // nothing to describe to the copy engine
+  return attention::path_for(problem, on_hopper);
 }
 
 }  // namespace
@@ -26,18 +33,39 @@ attention::Problem problem_for(Context& ctx, const Tensor& q, const Tensor& k, c
 Attention::Saved Attention::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   attention::Problem problem = problem_for(ctx, in.q, in.k, in.v, attrs);
   problem.o = out.o.raw(), problem.lse = out.lse.data<float>();
-  attention::plain_forward(ctx, in.q.dtype(), problem);
+  switch (path_for(problem)) {
+    case attention::Path::hopper:
+      attention::hopper_forward(ctx, problem);
+      break;
+    case attention::Path::mma:
+      attention::mma_forward(ctx, problem);
+      break;
+    case attention::Path::plain:
+      attention::plain_forward(ctx, problem);
+      break;
+  }
   return {in.q, in.k, in.v, out.o, out.lse};
 }
 
 void Attention::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
   attention::Problem problem = problem_for(ctx, saved.q, saved.k, saved.v, attrs);
-  const Tensor delta = Tensor::empty(ctx, saved.lse.shape(), DType::f32);
   problem.o = saved.o.raw(), problem.lse = saved.lse.data<float>();
-  problem.d_o = address(d_out.o), problem.delta = delta.data<float>();
+  problem.d_o = address(d_out.o);
   problem.d_q = address(d_in.q), problem.d_k = address(d_in.k), problem.d_v = address(d_in.v);
-  attention::launch_delta(ctx, saved.q.dtype(), problem, cuda::address_of<float>(d_out.lse), delta.data<float>());
-  attention::plain_backward(ctx, saved.q.dtype(), problem);
+  const float* d_lse = cuda::address_of<float>(d_out.lse);
+  const attention::Path path = problem.d_o ? path_for(problem) : attention::Path::plain;
+  if (path != attention::Path::plain) {
+    const Tensor stats = Tensor::empty(ctx, {problem.H, attention::stats_stride(problem.Nq), 2}, DType::f32);
+    problem.stats = reinterpret_cast<const float2*>(stats.raw());
+    attention::launch_stats(ctx, problem, d_lse, reinterpret_cast<float2*>(stats.raw()));
+    if (path == attention::Path::hopper) attention::hopper_backward(ctx, problem);
+    else attention::mma_backward(ctx, problem);
+  } else {
+    const Tensor delta = Tensor::empty(ctx, saved.lse.shape(), DType::f32);
+    problem.delta = delta.data<float>();
+    attention::launch_delta(ctx, problem, d_lse, delta.data<float>());
+    attention::plain_backward(ctx, problem);
+  }
 }
 
 }  // namespace braid

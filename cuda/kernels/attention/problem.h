@@ -11,13 +11,20 @@ struct Problem {
   void* o;                     // [Nq, H, DV]
   float* lse;                  // [Nq, H]
   const void* d_o;             // [Nq, H, DV] or null (zero)
-  const float* delta;          // [Nq, H]: <d_o, o> − d_lse
+  const float* delta;          // [Nq, H]: <d_o, o> − d_lse; general path
+  const float2* stats;         // [H, stats_stride]: (lse · log2 e, <d_o, o> − d_lse); tensor-core paths
   void *d_q, *d_k, *d_v;       // like q, k, v; null: not wanted
   const int64_t *cu_q, *cu_k;  // [S + 1]
   int64_t S, Nq, Nk, H, HK, D, DV;
   int64_t window;  // 0: none, and never more than the longest sequence of keys
   float scale;
+  bool is_bf16;  // else float
 };
+
+/// Pairs in a row of stats: even, and long enough for copies of 64 queries from any one on that begin at an even pair; zeros at the end.
+__host__ __device__ inline int64_t stats_stride(int64_t Nq) { return (Nq + 67) / 2 * 2; }
+/// The pairs (lse · log2 e, delta) of head h from `query` on.
+__device__ inline const float2* stats_of(const Problem& p, int64_t h, int64_t query) { return p.stats + h * stats_stride(p.Nq) + query; }
 
 /// Blocks to launch so that every sequence has one for each `tile` of its tokens; some find nothing to do.
 inline int64_t num_tiles(int64_t tokens, int64_t sequences, int64_t tile) { return sequences == 0 ? 0 : tokens / tile + sequences; }

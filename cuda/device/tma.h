@@ -1,0 +1,57 @@
+// Hopper's copies by descriptor into shared memory (TMA), the barriers they report to, and how warpgroups share registers.
+// Only code for sm_90a may use this header.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace braid::device {
+
+/// Of an 8-byte barrier in shared memory; one thread calls it before a block barrier.
+__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+/// After the last barrier_init, by the thread that made them: the copy engine sees them.
+__device__ inline void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+/// Arrives, and makes the phase wait for that many bytes of copies.
+__device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/// Waits for the end of the phase with that parity (0, 1, 0, …). A fresh barrier counts as having ended one of parity 1.
+__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @done bra.uni out; bra.uni again; out: }" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+/// The box of `map` at (x, y, z), innermost first, to shared memory; outside of the tensor are zeros. One thread calls it.
+__device__ inline void tma_load(uint32_t to_shared, const CUtensorMap& map, uint32_t barrier, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to_shared),
+               "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+__device__ inline void tma_prefetch_map(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+/// `bytes` in a row; both addresses and `bytes` are multiples of 16. One thread calls it.
+__device__ inline void bulk_load(uint32_t to_shared, const void* from_global, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to_shared), "l"(from_global),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+/// The registers of each thread of this warpgroup from here on; all of its warps call it. Multiples of 8.
+template <int registers>
+__device__ inline void give_registers_up() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+template <int registers>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+/// Named barriers 1 … 15 among `threads` threads (a multiple of 32).
+__device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ inline void named_barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+}  // namespace braid::device

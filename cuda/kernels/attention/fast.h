@@ -1,0 +1,38 @@
+// The tensor-core paths: bf16, D = DV of 64, 128 or 256, a positive scale. What they do not take goes to plain.h.
+#pragma once
+#include "core/context.h"
+#include "cuda/kernels/attention/problem.h"
+
+namespace braid::attention {
+
+inline bool aligned(const Problem& problem) {
+  const auto is_aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
+  return is_aligned(problem.q) && is_aligned(problem.k) && is_aligned(problem.v) && is_aligned(problem.o) && is_aligned(problem.d_o);
+}
+
+/// The path for a call; backward (d_o set) takes the same way as forward but where it says otherwise.
+enum class Path { plain, mma, hopper };
+inline Path path_for(const Problem& problem, bool on_hopper) {
+  const bool dim = problem.D == 64 || problem.D == 128 || problem.D == 256;
+  if (!problem.is_bf16 || !dim || problem.D != problem.DV || !(problem.scale > 0) || !aligned(problem)) return Path::plain;
+  constexpr int64_t kMaxTokens = int64_t{1} << 31;  // coordinates of the copy engine
+  const bool backward_of_256 = problem.d_o && problem.D == 256;
+  return on_hopper && problem.Nq < kMaxTokens && problem.Nk < kMaxTokens && !backward_of_256 ? Path::hopper : Path::mma;
+}
+
+/// `mma.sync`: sm_80 and later.
+void mma_forward(Context& ctx, const Problem& problem);
+/// Needs d_o and stats.
+void mma_backward(Context& ctx, const Problem& problem);
+
+/// TMA and `wgmma`: a GPU of compute capability 9.0.
+void hopper_forward(Context& ctx, const Problem& problem);
+/// Needs d_o and stats; D of 64 or 128.
+void hopper_backward(Context& ctx, const Problem& problem);
+/// Whether this build has sm_90a code and the current device runs it.
+bool built_for_hopper();
+
+/// stats from o, d_o, lse and d_lse (or null).
+void launch_stats(Context& ctx, const Problem& problem, const float* d_lse, float2* stats);
+
+}  // namespace braid::attention

@@ -1,0 +1,177 @@
+#include "cuda/kernels/attention/fast.h"
+#include "cuda/kernels/attention/hopper.h"
+#include "cuda/kernels/attention/hopper_backward.h"
+#include "cuda/kernels/attention/hopper_host.h"
+
+namespace braid::attention {
+namespace {
+
+using namespace hopper;
+using device::barrier_wait;
+
+constexpr int kQueries = 128, kKeys = 64;
+
+template <int dim>
+struct Plan {
+  static constexpr int kDim = dim;
+  static constexpr int kStages = 4;
+  using Queries = WgmmaTile<kQueries, dim>;
+  using Keys = WgmmaTile<kKeys, dim>;
+  static constexpr int kTileBytes = 2 * Queries::kBytes + 2 * kStages * Keys::kBytes;
+  static constexpr int kSharedBytes = kTileBytes + (1 + 2 * kStages) * 8 + 1024;  // and room to align
+};
+
+template <class P>
+struct Shared {
+  uint32_t base;
+  __device__ typename P::Queries q() const { return {base}; }
+  __device__ typename P::Queries d_o() const { return {base + P::Queries::kBytes}; }
+  __device__ typename P::Keys keys(int stage) const { return {base + 2 * P::Queries::kBytes + 2 * stage * P::Keys::kBytes}; }
+  __device__ typename P::Keys values(int stage) const { return {base + 2 * P::Queries::kBytes + (2 * stage + 1) * P::Keys::kBytes}; }
+  __device__ uint32_t queries_full() const { return base + P::kTileBytes; }
+  __device__ uint32_t full(int stage) const { return base + P::kTileBytes + 8 + 16 * stage; }
+  __device__ uint32_t read(int stage) const { return full(stage) + 8; }
+
+  __device__ void init_barriers() const {
+    device::barrier_init(queries_full(), 1);
+    for (int stage = 0; stage < P::kStages; ++stage) {
+      device::barrier_init(full(stage), 1);
+      device::barrier_init(read(stage), kConsumers / 32);
+    }
+    device::barrier_init_done();
+  }
+};
+
+/// What a block works on: 128 queries of one head and the keys they see, in tiles.
+struct Work {
+  Tile tile;
+  Range keys;
+  int64_t h, hk, token, count;
+  int num_tiles;
+};
+
+__device__ Work find_work(const Problem& p) {
+  const int64_t tiles = gridDim.x / p.H;
+  Work work;
+  work.h = blockIdx.x % p.H, work.hk = work.h / (p.H / p.HK);
+  work.tile = find_tile(p, p.cu_q, kQueries, tiles - 1 - blockIdx.x / p.H);  // those with the most keys first
+  work.count = min(int64_t{kQueries}, work.tile.lq - work.tile.first);
+  work.token = work.tile.q_begin + work.tile.first;
+  work.keys = keys_of(p, work.tile, work.tile.first, work.count);
+  work.num_tiles = static_cast<int>((work.keys.end - work.keys.begin + kKeys - 1) / kKeys);
+  return work;
+}
+
+template <class P>
+__device__ void produce(const Params& params, const Work& work, const Shared<P>& shared) {
+  device::barrier_expect(shared.queries_full(), 2 * P::Queries::kBytes);
+  copy_tile(shared.q(), params.q, shared.queries_full(), work.h, work.token);
+  copy_tile(shared.d_o(), params.d_o, shared.queries_full(), work.h, work.token);
+  Ring<P::kStages> ring;
+  for (int t = work.num_tiles - 1; t >= 0; --t, ring.advance()) {
+    const int64_t token = work.tile.k_begin + work.keys.begin + int64_t{t} * kKeys;
+    barrier_wait(shared.read(ring.stage), ring.parity ^ 1);
+    device::barrier_expect(shared.full(ring.stage), 2 * P::Keys::kBytes);
+    copy_tile(shared.keys(ring.stage), params.k, shared.full(ring.stage), work.hk, token);
+    copy_tile(shared.values(ring.stage), params.v, shared.full(ring.stage), work.hk, token);
+  }
+}
+
+/// A warpgroup: 64 of the queries. q and d_o are left operands from registers, so that shared memory is read for keys and values only;
+/// the product with d_s runs on under the scores of the next tile.
+template <class P>
+__device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared) {
+  constexpr int D = P::kDim;
+  const int group = threadIdx.x / 128 - 1, warp_row = 64 * group + threadIdx.x % 128 / 32 * 16;
+  const int64_t first_position = work.tile.position(work.tile.first);
+  const float scale_log2 = p.scale * kLog2E;
+  float2 stats[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = warp_row + threadIdx.x % 32 / 4 + 8 * i;
+    stats[i] = row < work.count ? *stats_of(p, work.h, work.token + row) : float2{0, 0};
+  }
+  uint32_t q[D / 16][4], d_o[D / 16][4];
+  barrier_wait(shared.queries_full(), 0);
+  load_left<D>(q, shared.q(), warp_row);
+  load_left<D>(d_o, shared.d_o(), warp_row);
+  Sums<D> d_q;
+  clear<D>(d_q);
+  Ring<P::kStages> ring;
+  int last_stage = -1;
+  int t = work.num_tiles - 1;
+  do {
+    Sums<kKeys> s, d_p;  // fresh in every turn: values carried over would be moved between products that are under way
+    Rounded<kKeys> d_s;
+    barrier_wait(shared.full(ring.stage), ring.parity);
+    device::wgmma_fence();
+    begin_multiply_left<kKeys, D>(s, q, shared.keys(ring.stage));
+    begin_multiply_left<kKeys, D>(d_p, d_o, shared.values(ring.stage));
+    device::wgmma_commit();
+    device::wgmma_wait<1>();
+    if (last_stage >= 0) release(shared.read(last_stage));
+    last_stage = ring.stage;
+    device::wgmma_wait<0>();
+    device::settle(s);
+    device::settle(d_p);
+    const int64_t key = work.keys.begin + int64_t{t} * kKeys;
+    Sums<kKeys> x;  // not in place: the registers of a product may only be written by products while one is under way
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[j][i] = exp2_approx(s[j][i] * scale_log2 - stats[i / 2].x) * (d_p[j][i] - stats[i / 2].y);
+    if (!all_visible(p, first_position, first_position + kQueries - 1, key, kKeys))
+      mask_keys<kKeys>(x, static_cast<int>(first_position - key) + warp_row, static_cast<int>(p.window), 0);
+    round_all<kKeys>(d_s, x);
+    device::wgmma_fence();
+    begin_add_product<kKeys, D>(d_q, d_s, shared.keys(ring.stage));
+    device::wgmma_commit();
+    ring.advance();
+  } while (--t >= 0);
+  device::wgmma_wait<0>();
+  device::settle(d_q);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = warp_row + threadIdx.x % 32 / 4 + 8 * i;
+    if (row < work.count) store_row<D>(static_cast<bf16*>(p.d_q) + ((work.token + row) * p.H + work.h) * D, d_q, i, p.scale);
+  }
+}
+
+template <class P>
+__global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(const __grid_constant__ Params params) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ uint8_t memory[];
+  const Shared<P> shared{(device::shared_address(memory) + 1023) / 1024 * 1024};
+  const Work work = find_work(params.problem);
+  if (work.tile.first >= work.tile.lq) return;
+  if (threadIdx.x == 0) shared.init_barriers();
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    device::give_registers_up<24>();
+    if (threadIdx.x == 0) produce<P>(params, work, shared);
+  } else {
+    device::take_registers<240>();
+    consume<P>(params.problem, work, shared);
+  }
+#endif
+}
+
+template <int D>
+void launch_q(Context& ctx, const Problem& problem) {
+  using P = Plan<D>;
+  const int64_t blocks = num_tiles(problem.Nq, problem.S, kQueries) * problem.H;
+  const cuda::LaunchConfig config = {.grid = static_cast<unsigned>(blocks), .block = kThreads, .shared_bytes = P::kSharedBytes};
+  cuda::launch(ctx.stream(), "attention_hopper_backward_q", &backward_q_kernel<P>, config, params_for(problem));
+}
+
+}  // namespace
+
+void hopper_backward(Context& ctx, const Problem& problem) {
+  if (problem.d_q) {
+    if (problem.D == 64) launch_q<64>(ctx, problem);
+    else launch_q<128>(ctx, problem);
+  }
+  if (problem.d_k || problem.d_v) hopper_backward_kv(ctx, problem);
+}
+
+}  // namespace braid::attention

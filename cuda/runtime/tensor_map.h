@@ -1,0 +1,13 @@
+// Descriptors for Hopper's copies into shared memory (device/tma.h).
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace braid::cuda {
+
+/// Boxes of 64 columns of one head and `box_rows` (at most 256) tokens of the bf16 tensor [tokens, heads, dim], written with the 128-byte swizzle.
+/// tokens, heads > 0; dim a multiple of 64; the address a multiple of 16. A kernel takes it inside its (__grid_constant__) Params.
+CUtensorMap head_tensor_map(const void* address, int64_t tokens, int64_t heads, int64_t dim, int box_rows);
+
+}  // namespace braid::cuda
