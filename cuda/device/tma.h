@@ -7,6 +7,13 @@
 
 namespace braid::device {
 
+/// Whether this is the pass that compiles for sm_90a; kernels do nothing in the others.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+inline constexpr bool kHopperCode = true;
+#else
+inline constexpr bool kHopperCode = false;
+#endif
+
 /// Of an 8-byte barrier in shared memory; one thread calls it before a block barrier.
 __device__ inline void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

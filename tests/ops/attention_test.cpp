@@ -63,6 +63,14 @@ const std::vector<Setting> kKernelSettings = {
     {"heads_of_128_cached_window", {70, 1, 0}, {200, 129, 64}, {2, 2, 128, 128}, 90},
     {"heads_of_64_cached", {1, 65, 2}, {300, 70, 2}, {4, 1, 64, 64}},
     {"heads_of_200", {90}, {}, {2, 2, 200, 130}},
+    {"heads_of_128_many_tiles", {5, 1100}, {}, {2, 1, 128, 128}},
+    {"heads_of_64_many_tiles_window", {901, 3, 700}, {}, {2, 2, 64, 64}, 333},
+    {"heads_of_256_many_tiles", {400}, {}, {2, 1, 256, 256}},
+    {"heads_of_128_later_queries", {300, 130}, {1000, 131}, {3, 1, 128, 128}},
+    {"decoding_64", {1, 0, 2, 1}, {2000, 3, 70, 1}, {8, 2, 64, 64}},
+    {"decoding_128", {1, 3}, {777, 1500}, {4, 4, 128, 128}},
+    {"decoding_128_window", {1, 1}, {900, 40}, {6, 2, 128, 128}, 200},
+    {"decoding_256", {1, 20}, {600, 300}, {3, 1, 256, 256}},
 };
 
 std::vector<OpCase<Attention>> cases() {

@@ -33,17 +33,11 @@ attention::Path path_for(const attention::Problem& problem) {
 Attention::Saved Attention::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   attention::Problem problem = problem_for(ctx, in.q, in.k, in.v, attrs);
   problem.o = out.o.raw(), problem.lse = out.lse.data<float>();
-  switch (path_for(problem)) {
-    case attention::Path::hopper:
-      attention::hopper_forward(ctx, problem);
-      break;
-    case attention::Path::mma:
-      attention::mma_forward(ctx, problem);
-      break;
-    case attention::Path::plain:
-      attention::plain_forward(ctx, problem);
-      break;
-  }
+  const attention::Path path = path_for(problem);
+  if (path == attention::Path::plain) attention::plain_forward(ctx, problem);
+  else if (attention::decode_takes(problem, attrs.q_seqs.max_length())) attention::decode_forward(ctx, problem, attrs.keys().max_length());
+  else if (path == attention::Path::hopper) attention::hopper_forward(ctx, problem);
+  else attention::mma_forward(ctx, problem);
   return {in.q, in.k, in.v, out.o, out.lse};
 }
 

@@ -49,7 +49,9 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(DeltaParams params) {
     for (int i = 0; i < 8; ++i) sum += d_o[i] * o[i];
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (live && lane == 0) params.stats[h * params.stride + n] = {p.lse[row] * 1.4426950408889634f, sum - (params.d_lse ? params.d_lse[row] : 0.0f)};
+    if (lane != 0 || n >= params.stride) continue;
+    const float2 stats = {p.lse[row] * 1.4426950408889634f, sum - (params.d_lse ? params.d_lse[row] : 0.0f)};
+    params.stats[h * params.stride + n] = live ? stats : float2{0, 0};
   }
 }
 

@@ -32,6 +32,12 @@ void hopper_backward(Context& ctx, const Problem& problem);
 /// Whether this build has sm_90a code and the current device runs it.
 bool built_for_hopper();
 
+/// Queries of a block of the decoding path: with all heads of their group they fill 16 rows. 0: the group is too large.
+inline int decode_queries(const Problem& problem) { return static_cast<int>(16 / (problem.H / problem.HK)); }
+/// Few queries, many keys: the keys are split over blocks and the parts joined in their order. For paths mma and hopper.
+inline bool decode_takes(const Problem& problem, int64_t max_queries) { return max_queries <= 4 * decode_queries(problem); }
+void decode_forward(Context& ctx, const Problem& problem, int64_t max_keys);
+
 /// stats from o, d_o, lse and d_lse (or null).
 void launch_stats(Context& ctx, const Problem& problem, const float* d_lse, float2* stats);
 

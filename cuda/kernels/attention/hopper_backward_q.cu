@@ -15,6 +15,8 @@ template <int dim>
 struct Plan {
   static constexpr int kDim = dim;
   static constexpr int kStages = 4;
+  // At 64, ptxas 13.0 gives the registers of q or d_o to d_s within a turn, although the next turn reads them: wrong results.
+  static constexpr bool kInRegisters = dim > 64;
   using Queries = WgmmaTile<kQueries, dim>;
   using Keys = WgmmaTile<kKeys, dim>;
   static constexpr int kTileBytes = 2 * Queries::kBytes + 2 * kStages * Keys::kBytes;
@@ -77,8 +79,8 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
   }
 }
 
-/// A warpgroup: 64 of the queries. q and d_o are left operands from registers, so that shared memory is read for keys and values only;
-/// the product with d_s runs on under the scores of the next tile.
+/// A warpgroup: 64 of the queries. q and d_o are left operands from registers where they can be, so that shared memory is read for keys and values
+/// only; the product with d_s runs on under the scores of the next tile.
 template <class P>
 __device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared) {
   constexpr int D = P::kDim;
@@ -93,8 +95,10 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
   }
   uint32_t q[D / 16][4], d_o[D / 16][4];
   barrier_wait(shared.queries_full(), 0);
-  load_left<D>(q, shared.q(), warp_row);
-  load_left<D>(d_o, shared.d_o(), warp_row);
+  if constexpr (P::kInRegisters) {
+    load_left<D>(q, shared.q(), warp_row);
+    load_left<D>(d_o, shared.d_o(), warp_row);
+  }
   Sums<D> d_q;
   clear<D>(d_q);
   Ring<P::kStages> ring;
@@ -105,8 +109,13 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
     Rounded<kKeys> d_s;
     barrier_wait(shared.full(ring.stage), ring.parity);
     device::wgmma_fence();
-    begin_multiply_left<kKeys, D>(s, q, shared.keys(ring.stage));
-    begin_multiply_left<kKeys, D>(d_p, d_o, shared.values(ring.stage));
+    if constexpr (P::kInRegisters) {
+      begin_multiply_left<kKeys, D>(s, q, shared.keys(ring.stage));
+      begin_multiply_left<kKeys, D>(d_p, d_o, shared.values(ring.stage));
+    } else {
+      begin_multiply_rows(s, shared.q(), warp_row / 64 * 64, shared.keys(ring.stage));
+      begin_multiply_rows(d_p, shared.d_o(), warp_row / 64 * 64, shared.values(ring.stage));
+    }
     device::wgmma_commit();
     device::wgmma_wait<1>();
     if (last_stage >= 0) release(shared.read(last_stage));
@@ -139,21 +148,21 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
 
 template <class P>
 __global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(const __grid_constant__ Params params) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ uint8_t memory[];
-  const Shared<P> shared{(device::shared_address(memory) + 1023) / 1024 * 1024};
-  const Work work = find_work(params.problem);
-  if (work.tile.first >= work.tile.lq) return;
-  if (threadIdx.x == 0) shared.init_barriers();
-  __syncthreads();
-  if (threadIdx.x < 128) {
-    device::give_registers_up<24>();
-    if (threadIdx.x == 0) produce<P>(params, work, shared);
-  } else {
-    device::take_registers<240>();
-    consume<P>(params.problem, work, shared);
+  if (device::kHopperCode) {
+    extern __shared__ uint8_t memory[];
+    const Shared<P> shared{(device::shared_address(memory) + 1023) / 1024 * 1024};
+    const Work work = find_work(params.problem);
+    if (work.tile.first >= work.tile.lq) return;
+    if (threadIdx.x == 0) shared.init_barriers();
+    __syncthreads();
+    if (threadIdx.x < 128) {
+      device::give_registers_up<24>();
+      if (threadIdx.x == 0) produce<P>(params, work, shared);
+    } else {
+      device::take_registers<240>();
+      consume<P>(params.problem, work, shared);
+    }
   }
-#endif
 }
 
 template <int D>

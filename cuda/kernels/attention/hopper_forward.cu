@@ -152,21 +152,21 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
 
 template <class P>
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_constant__ Params params) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ uint8_t memory[];
-  const Shared<P> shared{(device::shared_address(memory) + 1023) / 1024 * 1024};
-  const Work work = find_work<P>(params.problem);
-  if (work.tile.first >= work.tile.lq) return;
-  if (threadIdx.x == 0) shared.init_barriers();
-  __syncthreads();
-  if (threadIdx.x < 128) {
-    device::give_registers_up<24>();
-    if (threadIdx.x == 0) produce<P>(params, work, shared);
-  } else {
-    device::take_registers<240>();
-    consume<P>(params.problem, work, shared);
+  if (device::kHopperCode) {
+    extern __shared__ uint8_t memory[];
+    const Shared<P> shared{(device::shared_address(memory) + 1023) / 1024 * 1024};
+    const Work work = find_work<P>(params.problem);
+    if (work.tile.first >= work.tile.lq) return;
+    if (threadIdx.x == 0) shared.init_barriers();
+    __syncthreads();
+    if (threadIdx.x < 128) {
+      device::give_registers_up<24>();
+      if (threadIdx.x == 0) produce<P>(params, work, shared);
+    } else {
+      device::take_registers<240>();
+      consume<P>(params.problem, work, shared);
+    }
   }
-#endif
 }
 
 template <int D>

@@ -17,12 +17,12 @@ struct SharedTile {
 
   __device__ uint32_t at(int row, int piece) const { return base + row * (D * 2) + (piece ^ (row & 7)) * 16; }
 
-  /// Starts the copy of `count` rows, `stride` elements apart, from `from` on; the rows after them become zeros.
+  /// Starts the copy of `count` rows, `stride` elements apart, from `from` on, by kThreads threads; the rows after them become zeros.
   template <int kThreads>
-  __device__ void load(const bf16* from, int64_t stride, int64_t count) const {
+  __device__ void load(const bf16* from, int64_t stride, int64_t count, int thread = threadIdx.x) const {
     constexpr int kPieces = D / 8;
 #pragma unroll
-    for (int i = threadIdx.x; i < kRows * kPieces; i += kThreads) {
+    for (int i = thread; i < kRows * kPieces; i += kThreads) {
       const int row = i / kPieces, piece = i % kPieces;
       const bool live = row < count;
       device::cp_async16(at(row, piece), from + (live ? row * stride : 0) + piece * 8, live);
