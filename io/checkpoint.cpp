@@ -86,7 +86,7 @@ std::pair<const char*, std::string> place_of(CheckpointReader::Group group) {
 }  // namespace
 
 Path write_checkpoint(Context& ctx, const Path& run, const Checkpoint& checkpoint) {
-  const Path target = checkpoints_of(run) / step_name(checkpoint.step);
+  Path target = checkpoints_of(run) / step_name(checkpoint.step);
   make_directories(checkpoints_of(run));
   // A directory of this name is one that was found damaged and gone back on.
   if (std::filesystem::exists(target)) remove_path(target);

@@ -1,6 +1,6 @@
 // Checkpoints: RUN/checkpoints/step-00001000/ with
 //   model.h5       float32 (or float64) master parameters: one data set per parameter under /parameters
-//   optimizer.h5   moments of the same names under /m and /v
+//   optimizer.h5   moments of the same names under /m and /v; none in a checkpoint of values only (braid convert --as run)
 //   state.json     step, counters, random state, position in the data; and the model's configuration
 //   manifest.json  format version, and size and SHA-256 of each of the files above
 // A checkpoint is written under a temporary name beside its place, every file and directory is synced, then it is renamed: a crash at
@@ -32,14 +32,16 @@ std::filesystem::path write_checkpoint(Context& ctx, const std::filesystem::path
 /// A checkpoint on the disk, whose manifest, sizes and checksums were found right. Throws Error that names the damaged file.
 class CheckpointReader {
  public:
+  enum class Group : uint8_t { parameters, first_moments, second_moments };
   explicit CheckpointReader(const std::filesystem::path& directory);
 
   const std::filesystem::path& directory() const { return directory_; }
   int64_t step() const { return step_; }
   const std::string& config() const { return config_; }
   const std::string& state() const { return state_; }
+  /// Whether there are no moments: training starts from the values with a new optimizer, at the beginning of the data.
+  bool holds_values_only() const { return names(Group::first_moments).empty(); }
 
-  enum class Group : uint8_t { parameters, first_moments, second_moments };
   /// Names in a group, sorted.
   std::vector<std::string> names(Group group) const;
   /// The tensor, on the context's device, in the dtype it was saved in.

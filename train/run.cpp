@@ -20,13 +20,27 @@ FileDescriptor lock_run(const Path& directory) {
   return descriptor;
 }
 
+/// Goes on from the newest whole checkpoint, if there is one.
+std::optional<CheckpointReader> resume(Trainer& trainer, const RunOptions& options, TrainObserver& observer) {
+  std::vector<std::string> notes;
+  auto found = newest_whole_checkpoint(options.directory, notes);
+  for (const std::string& note : notes) observer.on_note(note);
+  if (!found) return found;
+  trainer.restore(*found);
+  observer.on_note("resumed from " + found->directory().string() + (found->holds_values_only() ? ": values only, the optimizer starts anew" : ""));
+  return found;
+}
+
 /// The directory's side of a run: metrics and checkpoints.
 class RunFiles {
  public:
   RunFiles(Trainer& trainer, const RunOptions& options, TrainObserver& observer) : trainer_(trainer), options_(options), observer_(observer) {
     lock_ = lock_run(options.directory);
     remove_unfinished_checkpoints(options.directory);
-    if (options.resume) resume();
+    if (options.resume) {
+      const auto found = resume(trainer, options, observer);
+      if (found) last_saved_ = found->step();
+    }
     metrics_.emplace(options.directory / "metrics.jsonl", trainer.steps_done());
     if (metrics_->last_step_kept() < trainer.steps_done())
       observer.on_note("metrics.jsonl lacks steps " + std::to_string(metrics_->last_step_kept() + 1) + " to " + std::to_string(trainer.steps_done()));
@@ -44,16 +58,6 @@ class RunFiles {
   }
 
  private:
-  void resume() {
-    std::vector<std::string> notes;
-    const auto found = newest_whole_checkpoint(options_.directory, notes);
-    for (const std::string& note : notes) observer_.on_note(note);
-    if (!found) return;
-    trainer_.restore(*found);
-    last_saved_ = found->step();
-    observer_.on_note("resumed from " + found->directory().string());
-  }
-
   Trainer& trainer_;
   const RunOptions& options_;
   TrainObserver& observer_;
@@ -61,6 +65,15 @@ class RunFiles {
   std::optional<MetricsFile> metrics_;
   int64_t last_saved_ = 0;
 };
+
+/// The largest of all ranks' values.
+int64_t largest(Trainer& trainer, int64_t value) {
+  if (!trainer.communicator() || trainer.communicator()->size() == 1) return value;
+  Context host(1);
+  const Tensor most = from_vector<int64_t>(host, {value}, {1});
+  trainer.communicator()->all_reduce(host, most, Reduction::max);
+  return to_vector<int64_t>(host, most)[0];
+}
 
 bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
@@ -80,10 +93,15 @@ void check_run_directory(const RunOptions& options) {
 RunEnd run_training(Trainer& trainer, const RunOptions& options, TrainObserver& observer) {
   check_run_directory(options);
   std::optional<RunFiles> files;
-  if (!options.directory.empty()) files.emplace(trainer, options, observer);
-  while (!trainer.finished() && !interrupted()) {
+  const bool is_first = !trainer.communicator() || trainer.communicator()->rank() == 0;
+  if (!options.directory.empty() && is_first) files.emplace(trainer, options, observer);
+  else if (!options.directory.empty() && options.resume) resume(trainer, options, observer);
+  const int64_t newest = largest(trainer, trainer.steps_done());
+  BRAID_CHECK(trainer.steps_done() == newest, "train: every rank must see the same checkpoints in ", options.directory.string(), ", got step ",
+              trainer.steps_done(), " here and step ", newest, " on another");
+  while (!trainer.finished() && largest(trainer, interrupted() ? 1 : 0) == 0) {
     StepReport report = trainer.step();
-    if (due(report.step, options.val_every)) report.val_loss = options.validate();
+    if (is_first && due(report.step, options.val_every)) report.val_loss = options.validate();
     if (files) files->append(report);
     observer.on_step(report);
     if (report.skipped)

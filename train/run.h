@@ -33,7 +33,8 @@ enum class RunEnd : uint8_t { finished, interrupted };
 /// Call before costly preparations; run_training does it itself.
 void check_run_directory(const RunOptions& options);
 
-/// Trains to the end of the schedule or until interrupted() (interrupt.h), writes metrics and checkpoints.
+/// Trains to the end of the schedule or until interrupted() (interrupt.h), writes metrics and checkpoints. Of several ranks the first writes
+/// and validates; an interrupt of any ends all after the same step.
 RunEnd run_training(Trainer& trainer, const RunOptions& options, TrainObserver& observer);
 
 /// Reports to a ProgressLine.

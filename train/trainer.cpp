@@ -129,11 +129,16 @@ Checkpoint Trainer::checkpoint(const std::string& config) const {
 void Trainer::restore(const CheckpointReader& checkpoint) {
   using Group = CheckpointReader::Group;
   const std::string name = checkpoint.directory().string();
+  const size_t num_saved = checkpoint.names(Group::parameters).size();
+  BRAID_CHECK(num_saved == optimizer_.slots().size(), name, ": it holds ", num_saved, " parameters, the model has ", optimizer_.slots().size());
+  if (checkpoint.holds_values_only()) {
+    for (const Parameter* parameter : model_.parameters()) checkpoint.read_into(ctx_, Group::parameters, parameter->name, parameter->value);
+    set_compute_dtype(ctx_, model_, options_.compute_dtype);
+    return;
+  }
   const Json json = parse_json(name, checkpoint.state());
   const auto integer = [&](const char* key) { return required<int64_t>(name, json, key); };
   source_.restore({required<std::vector<int64_t>>(name, json, "data_drawn"), static_cast<uint64_t>(integer("data_fingerprint"))});
-  const size_t num_saved = checkpoint.names(Group::parameters).size();
-  BRAID_CHECK(num_saved == optimizer_.slots().size(), name, ": it holds ", num_saved, " parameters, the model has ", optimizer_.slots().size());
   for (const OptimizerSlot& slot : optimizer_.slots()) {
     checkpoint.read_into(ctx_, Group::parameters, slot.parameter->name, slot.parameter->value);
     checkpoint.read_into(ctx_, Group::first_moments, slot.parameter->name, slot.m);

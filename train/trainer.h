@@ -44,11 +44,14 @@ class Trainer {
   bool finished() const { return state_.step >= options_.schedule.steps; }
   const TrainOptions& options() const { return options_; }
   Context& context() const { return ctx_; }
+  /// Null: one rank.
+  Communicator* communicator() const { return communicator_; }
   const AdamW& optimizer() const { return optimizer_; }
 
   /// All of the training state: parameters, moments, counters, random state, position in the data. `config` is kept with it.
   Checkpoint checkpoint(const std::string& config) const;
-  /// Goes on from a checkpoint. Throws Error when it belongs to another model or other data; then this trainer must not be used further.
+  /// Goes on from a checkpoint; from one of values only it starts with them and zeroed moments. Throws Error when it belongs to another model or
+  /// other data; then this trainer must not be used further.
   void restore(const CheckpointReader& checkpoint);
 
  private:

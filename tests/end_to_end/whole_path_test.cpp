@@ -70,6 +70,43 @@ TEST(Run, HoldingACheckpointIsRefusedWithoutResume) {
   expect_refused(train_words("RUN"), space, "resume");
 }
 
+TEST(Run, FromConvertedValuesIsTheSameAsInitFrom) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN"), space));
+  expect_done(braid_program({"convert", "--from", "RUN", "--to", "MODEL"}, space));
+  expect_done(braid_program({"convert", "--from", "MODEL", "--to", "A", "--as", "run"}, space));
+  const ProgramResult resumed = braid_program(train_words("A", {"--resume"}), space);
+  expect_done(resumed);
+  EXPECT_NE(resumed.out.find("values only, the optimizer starts anew"), std::string::npos) << resumed.out;
+  expect_done(braid_program(train_words("B", {"--init-from", "MODEL"}), space));
+  for (const char* run : {"A", "B"}) expect_done(braid_program({"convert", "--from", run, "--to", std::string("model") + run}, space));
+  EXPECT_EQ(space.read("modelA/model.safetensors"), space.read("modelB/model.safetensors"));
+  EXPECT_NE(space.read("modelA/model.safetensors"), space.read("MODEL/model.safetensors"));
+}
+
+TEST(Run, ALimitOnFileSizesIsAnErrorOfOneLine) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN"), space));
+  const auto limited = [&](const Words& words) {
+    std::string line = "ulimit -f 64 && exec " BRAID_PROGRAM;  // 64 KiB: a checkpoint has more
+    for (const std::string& word : words) line += " " + word;
+    return run("/bin/bash", {"-c", line}, space);
+  };
+  Words longer = train_words("RUN", {"--resume"});
+  longer[8] = "7";
+  const std::vector<Words> commands = {longer, train_words("RUN2"), {"convert", "--from", "RUN", "--to", "MODEL"}};
+  for (const Words& words : commands) {
+    const ProgramResult result = limited(words);
+    EXPECT_EQ(result.status, 2) << words[0] << ": " << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    EXPECT_NE(result.err.find("File too large"), std::string::npos) << result.err;
+  }
+  EXPECT_FALSE(std::filesystem::exists(space / "MODEL"));
+  expect_done(braid_program({"inspect", "RUN"}, space));
+}
+
 TEST(Run, KilledAtRandomAndResumedEndsWithTheSameBits) {
   const Workspace space;
   make_data(space);

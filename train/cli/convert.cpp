@@ -11,7 +11,7 @@
 namespace braid::cli {
 namespace {
 
-/// A run whose only checkpoint holds the model's values: to go on from, or to look at. Moments start at zero.
+/// A run whose only checkpoint, of step 0, holds the model's values and no moments: training that resumes from it starts with zeroed ones.
 void write_run(Context& ctx, const HybridLm& model, const std::string& to) {
   BRAID_CHECK(list_checkpoints(to).empty(), "--to must be a run without checkpoints, got ", to);
   Checkpoint checkpoint;
@@ -32,7 +32,8 @@ int run_convert(const Arguments& arguments) {
   options.require("from");
   options.text("to", "directory to write", to);
   options.require("to");
-  options.choice("as", "what to write", form, {"directory", "run"});
+  options.choice("as", "what to write; a run holds the values at step 0: 'braid train --resume' starts from them with a new optimizer", form,
+                 {"directory", "run"});
   options.choice("dtype", "of the values in a model directory", dtype, {"f32", "bf16"});
   if (!options.parse(arguments)) return kDone;
   require_path("--from", from);

@@ -1,5 +1,6 @@
 // The program: finds the command, runs it, and turns every exception into one line and an exit status.
 #include <algorithm>
+#include <csignal>
 #include <exception>
 #include <iostream>
 
@@ -59,6 +60,7 @@ int run(const Command& command, const Arguments& arguments) {
 int main(int argc, char** argv) {
   using namespace braid::cli;
   std::ios::sync_with_stdio(false);
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files is then an Error of the write, as a full disk is
   if (argc < 2) {
     list_commands(std::cerr);
     return kRefused;

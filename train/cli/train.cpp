@@ -4,6 +4,9 @@
 #include <cstdio>
 #include <iostream>
 
+#ifdef BRAID_WITH_MPI
+#include "core/communicator_mpi.h"
+#endif
 #include "io/json.h"
 #include "io/token_dataset.h"
 #include "models/cost.h"
@@ -41,7 +44,7 @@ void declare(Options& options, TrainCommand& o) {
   options.text("init-from", "take the first values from this model directory, run or checkpoint", o.init_from);
   options.flag("resume", "go on from the newest whole checkpoint in the run, or start anew where there is none", o.resume);
   options.integer("steps", "length of the run", o.steps, 1);
-  options.integer("batch-tokens", "tokens of a step", o.batch_tokens, 1);
+  options.integer("batch-tokens", "tokens of a step, of all ranks together under mpirun", o.batch_tokens, 1);
   options.integer("context", "tokens of a row; no sequence is longer", o.context, 1);
   options.integer("accumulate", "parts in which a step's batch is computed", o.accumulate, 1);
   options.integer("micro-tokens", "the same, given as tokens of a part; 0: by --accumulate", o.micro_tokens);
@@ -97,11 +100,27 @@ int64_t num_micro_batches(const TrainCommand& o) {
   return o.batch_tokens / o.micro_tokens;
 }
 
-LoaderOptions loader_options(const TrainCommand& o) {
-  const int64_t parts = num_micro_batches(o);
-  BRAID_CHECK(o.batch_tokens % (o.context * parts) == 0, "--batch-tokens must be a multiple of context x micro-batches = ", o.context, " x ", parts,
-              ", got ", o.batch_tokens);
-  return {.batch_tokens = o.batch_tokens, .context = o.context, .seed = static_cast<uint64_t>(o.seed), .share = {.num_micro_batches = parts}};
+/// The ranks of mpirun, or this process alone.
+std::unique_ptr<Communicator> make_ranks([[maybe_unused]] const TrainCommand& o, const Context& ctx) {
+#ifdef BRAID_WITH_MPI
+  if (started_by_mpi()) {
+    BRAID_CHECK(ctx.on_cpu(), "--device must be cpu for ranks of mpirun, got ", o.device.device);
+    return make_mpi_communicator();
+  }
+#endif
+  return make_single_process_communicator();
+}
+
+/// This rank's share of a step's batch: --batch-tokens are those of all ranks together.
+BatchShare batch_share(const TrainCommand& o, const Communicator& ranks) {
+  return {.rank = ranks.rank(), .num_ranks = ranks.size(), .num_micro_batches = num_micro_batches(o)};
+}
+
+LoaderOptions loader_options(const TrainCommand& o, const BatchShare& share) {
+  const int64_t parts = share.num_micro_batches * share.num_ranks;
+  BRAID_CHECK(o.batch_tokens % (o.context * parts) == 0, "--batch-tokens must be a multiple of context x micro-batches",
+              share.num_ranks > 1 ? " x ranks" : "", " = ", o.context, " x ", parts, ", got ", o.batch_tokens);
+  return {.batch_tokens = o.batch_tokens, .context = o.context, .seed = static_cast<uint64_t>(o.seed), .share = share};
 }
 
 RecomputeLevel recompute_level(const std::string& text) {
@@ -129,8 +148,8 @@ TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Con
 }
 
 /// One loss of the first micro-batch, recorded and thrown away: what the tape keeps is what training will keep.
-void print_memory(Context& ctx, const HybridLm& model, const std::vector<WeightedSource>& sources, const TrainCommand& o) {
-  DataLoader loader(sources, loader_options(o));
+void print_memory(Context& ctx, const HybridLm& model, const std::vector<WeightedSource>& sources, const TrainCommand& o, const BatchShare& share) {
+  DataLoader loader(sources, loader_options(o, share));
   const StepBatch batch = loader.next(ctx);
   zero_grads(ctx, model);
   Tape tape;
@@ -159,12 +178,13 @@ std::vector<WeightedSource> open_sources(const TrainCommand& o, const ModelConfi
 }
 
 /// Rows of the data sets, or as many examples of the task as --batch-tokens holds.
-std::unique_ptr<BatchSource> make_source(const TrainCommand& o, const std::vector<WeightedSource>& sources, const RecallTask* task) {
-  if (!task) return std::make_unique<DataLoader>(sources, loader_options(o));
-  const int64_t parts = num_micro_batches(o), examples = o.batch_tokens / task->sequence_length() / parts * parts;
+std::unique_ptr<BatchSource> make_source(const TrainCommand& o, const std::vector<WeightedSource>& sources, const RecallTask* task,
+                                         const BatchShare& share) {
+  if (!task) return std::make_unique<DataLoader>(sources, loader_options(o, share));
+  const int64_t parts = share.num_micro_batches * share.num_ranks, examples = o.batch_tokens / task->sequence_length() / parts * parts;
   BRAID_CHECK(examples > 0, "--batch-tokens must hold an example of ", task->sequence_length(), " tokens for each of ", parts, " micro-batches, got ",
               o.batch_tokens);
-  return std::make_unique<RecallSource>(*task, examples, BatchShare{.num_micro_batches = parts});
+  return std::make_unique<RecallSource>(*task, examples, share);
 }
 
 RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
@@ -194,17 +214,21 @@ int run_train(const Arguments& arguments) {
   TrainCommand o;
   Options options("train", "train a model; SIGINT or SIGTERM ends it after a step with a checkpoint",
                   "braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --steps 500 --val-data val.h5 --val-every 100\n"
-                  "  braid train --model tiny-gdn-3-1 --recall mqar --out RUN --steps 500");
+                  "  braid train --model tiny-gdn-3-1 --recall mqar --out RUN --steps 500\n"
+                  "  mpirun -n 4 braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --threads 1");
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
   check(o);
   Context ctx = make_context(o.device);
+  const std::unique_ptr<Communicator> ranks = make_ranks(o, ctx);
+  const BatchShare share = batch_share(o, *ranks);
+  const bool is_first = ranks->rank() == 0;
   const ModelConfig config = named_config("--model", o.model);
   const std::vector<WeightedSource> sources = open_sources(o, config);
   const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config);
   RunOptions run = run_options(o, config);
   const auto task = o.recall.task.empty() ? nullptr : make_task(o.recall, o.seed, config.vocab_size);
-  const std::unique_ptr<BatchSource> source = make_source(o, sources, task.get());
+  const std::unique_ptr<BatchSource> source = make_source(o, sources, task.get(), share);
   const TrainOptions train = train_options(o, config, ctx);
   HybridLm model(config);
   const ScoreFunction score = score_with(model);
@@ -213,8 +237,13 @@ int run_train(const Arguments& arguments) {
   InterruptGuard guard;
   initialize(ctx, model, DType::f32, config.initializer_range, static_cast<uint64_t>(o.seed));
   if (!o.init_from.empty()) load_named_values(ctx, "--init-from", o.init_from, model, DType::f32);
-  if (o.memory) print_memory(ctx, model, sources, o);
-  Trainer trainer(ctx, model, score, *source, train);
+  if (o.memory && is_first) print_memory(ctx, model, sources, o, share);
+  Trainer trainer(ctx, model, score, *source, train, ranks.get());
+  TrainObserver silent;
+  if (!is_first) {  // the first speaks for all
+    run_training(trainer, run, silent);
+    return kDone;
+  }
   ProgressObserver observer(stdout, o.steps);
   const RunEnd end = run_training(trainer, run, observer);
   observer.line().finish();
