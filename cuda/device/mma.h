@@ -67,6 +67,13 @@ __device__ inline void ldmatrix_x2_transposed(uint32_t (&to)[2], uint32_t row_ad
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(row_address) : "memory");
 }
 
+/// The transpose of an 8×8 matrix of 16-bit elements that the warp holds as ldmatrix gives one.
+__device__ inline uint32_t transposed_8x8(uint32_t matrix) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
+}
+
 /// 16 bytes from global to shared memory without a register in between; zeros when not `live` (the address is then not read, but
 /// must still be one). Both addresses are multiples of 16.
 __device__ inline void cp_async16(uint32_t to_shared, const void* from_global, bool live = true) {

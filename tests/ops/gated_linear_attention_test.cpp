@@ -34,6 +34,27 @@ OpCase<Op> make_case(const std::string& name, Decay decay, const std::vector<int
   return c;
 }
 
+/// Sizes that the tensor-core kernels are built for, sequences of several segments and members that end anywhere.
+void add_tensor_core_cases(std::vector<OpCase<Op>>& cases) {
+  const std::pair<Decay, std::string> kinds[] = {
+      {Decay::absent, "absent"}, {Decay::constant, "constant"}, {Decay::head, "head"}, {Decay::channel, "channel"}};
+  const std::vector<int64_t> packed = {300, 0, 65, 1, 520, 63};
+  for (const auto& [decay, kind] : kinds) {
+    cases.push_back(make_case(kind + "_segments", decay, packed, {2, 64, 128}, -0.1, 0));
+    if (decay != Decay::absent) cases.push_back(make_case(kind + "_segments_strong", decay, packed, {3, 64, 64}, -30, -30));
+  }
+  cases.push_back(make_case("channel_segments_weak_and_strong", Decay::channel, packed, {1, 128, 64}, -30, 0, false));
+  cases.push_back(make_case("channel_many_values", Decay::channel, {20, 300}, {1, 64, 512}, -0.2, 0));
+  cases.push_back(make_case("head_many_keys", Decay::head, {20, 290}, {1, 512, 64}, -0.2, 0));
+  cases.push_back(make_case("constant_square", Decay::constant, {70, 270}, {1, 256, 256}, -0.05, -0.01));
+  cases.push_back(make_case("channel_identical_keys", Decay::channel, packed, {1, 64, 64}, -0.05, 0));
+  cases.back().inputs = [inputs = cases.back().inputs](Context& ctx, Random& random) {
+    Op::Inputs in = inputs(ctx, random);
+    for (int64_t i = 64; i < in.k.numel(); ++i) in.k.data<double>()[i] = in.k.data<double>()[i % 64];
+    return in;
+  };
+}
+
 const InputKinds kKinds = {.accumulator = {"log_decay", "initial_state"}, .token = {"q", "k", "v", "log_decay"}, .state = {"initial_state"}};
 
 std::vector<OpCase<Op>> make_cases() {
@@ -63,6 +84,7 @@ std::vector<OpCase<Op>> make_cases() {
   cases.push_back(make_case("channel_forgetful", Decay::channel, {100}, {1, 64, 64}, -30, -20));
   cases.push_back(make_case("constant_many_keys", Decay::constant, {90}, {1, 256, 40}, -0.05, -0.01));
   cases.push_back(make_case("channel_most_keys", Decay::channel, {68}, {1, 512, 12}, -0.1, 0));
+  add_tensor_core_cases(cases);
   cases.push_back(make_case("scaled", Decay::head, {21, 4}, {2, 3, 2}));
   cases.back().attrs.scale = -0.7;
   return cases;

@@ -1,6 +1,6 @@
 // Backward: the gradients of the chunks' states as the forward's states, in reverse; then all chunks in parallel, each walked
 // forwards for its states and backwards for the gradients, token by token.
-#include "cuda/kernels/gated_linear_attention/chunks.h"
+#include "cuda/kernels/gated_linear_attention/cut.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -222,7 +222,8 @@ void backward(Context& ctx, const Problem& p, const GatedLinearAttention::Saved&
 
 void GatedLinearAttention::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
   const Problem p = problem_of(ctx, saved.q, saved.k, saved.v, saved.log_decay, attrs);
-  if (saved.q.dtype() == DType::f32) backward<float>(ctx, p, saved, d_out, d_in);
+  if (takes_fast_path(p, saved.q, attrs)) backward_fast(ctx, p, saved, attrs, d_out, d_in);
+  else if (saved.q.dtype() == DType::f32) backward<float>(ctx, p, saved, d_out, d_in);
   else backward<device::bf16>(ctx, p, saved, d_out, d_in);
 }
 

@@ -1,0 +1,162 @@
+// The tensor-core path: which problems take it, how their tokens are cut, and the order of its kernels (README.md has the schedule).
+#include "cuda/kernels/gated_linear_attention/cut.h"
+#include "cuda/kernels/norms/column_sums.h"
+#include "cuda/kernels/operands.h"
+#include "cuda/runtime/runtime.h"
+
+namespace braid::gla_cuda {
+namespace {
+
+using device::bf16;
+
+constexpr int64_t kMinTokens = 17;    // shorter sequences (decoding) are faster token by token
+constexpr int64_t kMinSegment = 256;  // of four chunks: below, the states' bytes outweigh the tokens'
+
+constexpr bool is_built(int64_t size) { return size == 64 || size == 128 || size == 256 || size == 512; }
+
+/// Segments as long as still give every multiprocessor two blocks; one a sequence where the sequences do that themselves.
+int64_t segment_length(const Problem& p, const Sequences& seqs, int num_multiprocessors) {
+  const int64_t N = seqs.num_tokens(), blocks_a_segment = p.H * std::max<int64_t>(1, p.V / 128);
+  const int64_t wanted = N * blocks_a_segment / (2 * num_multiprocessors);
+  const int64_t length = std::max(kMinSegment, (wanted + kMinSegment - 1) / kMinSegment * kMinSegment);
+  return seqs.max_length() <= length ? (N / kChunk + 1) * kChunk : length;
+}
+
+FastProblem fast_problem(Context& ctx, const Problem& p, const Sequences& seqs) {
+  const int64_t N = seqs.num_tokens(), length = segment_length(p, seqs, cuda::facts(ctx.device().index).num_multiprocessors);
+  const auto cut = [&](int64_t pieces) { return Cut{p.cu_seqlens, p.S, pieces, N / pieces + p.S}; };
+  return {p, cut(kChunk), cut(length), N, length <= seqs.max_length()};
+}
+
+Tensor key_rows(Context& ctx, const FastProblem& f) { return Tensor::empty(ctx, {f.num_tokens, f.problem.H, f.problem.K}, DType::bf16); }
+bf16* rows_of(const Tensor& tensor) { return static_cast<bf16*>(cuda::address(tensor)); }
+
+Prepared prepared(Context& ctx, const FastProblem& f) {
+  const Problem& p = f.problem;
+  Prepared result{key_rows(ctx, f), key_rows(ctx, f), Tensor::empty(ctx, {f.chunks.slots, p.H, kChunk, kChunk}, DType::bf16),
+                  Tensor::empty(ctx, {f.chunks.slots, p.H, p.K}, DType::f32)};
+  launch_prepare(ctx, {p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>()});
+  return result;
+}
+
+/// The operands of a walk: what the state is multiplied with, and the two factors of its update.
+WalkParams walk_params(const FastProblem& f, const Prepared& prepared, const void* across, const void* columns, const void* rows, bool reverse) {
+  WalkParams params = {};
+  params.problem = f.problem;
+  params.segments = f.segments;
+  params.across = static_cast<const bf16*>(across);
+  params.columns = static_cast<const bf16*>(columns);
+  params.rows = static_cast<const bf16*>(rows);
+  params.pairs = rows_of(prepared.pairs);
+  params.decay = prepared.decay.data<float>();
+  params.num_chunk_slots = f.chunks.slots;
+  params.reverse = reverse;
+  return params;
+}
+
+/// The states before each segment in walking order: `initial` itself when there is one segment a sequence.
+Tensor segment_states(Context& ctx, const FastProblem& f, WalkParams walk, const Tensor& initial) {
+  if (!f.joined) return initial;
+  const Problem& p = f.problem;
+  const Tensor states = Tensor::empty(ctx, {f.segments.slots, p.H, p.K, p.V}, DType::f32);
+  const Tensor decay = Tensor::empty(ctx, {f.segments.slots, p.H, p.K}, DType::f32);
+  walk.last = states.data<float>();
+  walk.segment_decay = decay.data<float>();
+  launch_walk_local(ctx, walk);
+  launch_join(ctx, f, walk.last, walk.segment_decay, cuda::address_of<float>(initial), walk.reverse);
+  return states;
+}
+
+/// What the walks over keys leave for `finish`: S d_o and G v of every token, and what of d_log_decay spans each chunk.
+struct KeyWalks {
+  Tensor across_q, across_k, spanning;
+};
+
+KeyWalks walk_keys(Context& ctx, const FastProblem& f, const Prepared& prepared, const void* d_o, const Tensor& states, const Tensor& gradients,
+                   bool with_decay) {
+  const Problem& p = f.problem;
+  const int64_t parts = num_column_parts(p.V);
+  KeyWalks result{key_rows(ctx, f), key_rows(ctx, f), {}};
+  Tensor kept;
+  if (with_decay) {
+    kept = Tensor::empty(ctx, {num_kept(f) * 4}, DType::f32);
+    result.spanning = Tensor::empty(ctx, {parts, f.chunks.slots, p.H, p.K}, DType::f32);
+  }
+  WalkParams forwards = walk_params(f, prepared, d_o, p.v, prepared.k.raw(), false);
+  forwards.states = cuda::address_of<float>(states);
+  forwards.kept = static_cast<uint4*>(cuda::address(kept));
+  forwards.out = rows_of(result.across_q);
+  launch_walk_keys(ctx, forwards);
+  WalkParams backwards = walk_params(f, prepared, p.v, d_o, prepared.q.raw(), true);
+  backwards.states = cuda::address_of<float>(gradients);
+  backwards.kept = forwards.kept;
+  backwards.spanning = cuda::address_of<float>(result.spanning);
+  backwards.out = rows_of(result.across_k);
+  launch_walk_keys(ctx, backwards);
+  return result;
+}
+
+/// Gradients of q, k and log_decay, those of them that are wanted.
+void finish(Context& ctx, const FastProblem& f, const KeyWalks& walks, const void* d_o, GatedLinearAttention::Inputs& d_in) {
+  const Problem& p = f.problem;
+  const bool constant = d_in.log_decay && d_in.log_decay.rank() == 1;
+  const Tensor sums = constant ? Tensor::empty(ctx, {f.num_tokens, p.H}, DType::f32) : d_in.log_decay;
+  FinishParams params = {};
+  params.problem = p;
+  params.chunks = f.chunks;
+  params.d_o = static_cast<const bf16*>(d_o);
+  params.across_q = rows_of(walks.across_q);
+  params.across_k = rows_of(walks.across_k);
+  params.spanning = cuda::address_of<float>(walks.spanning);
+  params.d_q = rows_of(d_in.q);
+  params.d_k = rows_of(d_in.k);
+  params.d_decay = cuda::address(sums);
+  params.parts = num_column_parts(p.V);
+  params.d_decay_is_float = sums && sums.dtype() == DType::f32;
+  if (p.decay_key) launch_finish_channel(ctx, params);
+  else launch_finish_head(ctx, params);
+  if (constant) cuda::sum_partials(ctx, sums, d_in.log_decay);
+}
+
+}  // namespace
+
+bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttention::Attrs& attrs) {
+  const bool aligned = cuda::aligned16(p.q) && cuda::aligned16(p.k) && cuda::aligned16(p.v);
+  return q.dtype() == DType::bf16 && is_built(p.K) && is_built(p.V) && attrs.seqs.max_length() >= kMinTokens && aligned;
+}
+
+Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in, const GatedLinearAttention::Attrs& attrs,
+                    GatedLinearAttention::Outputs& out) {
+  const FastProblem f = fast_problem(ctx, p, attrs.seqs);
+  const Prepared ready = prepared(ctx, f);
+  WalkParams walk = walk_params(f, ready, ready.q.raw(), ready.k.raw(), p.v, false);
+  const Tensor states = segment_states(ctx, f, walk, in.initial_state);
+  walk.states = cuda::address_of<float>(states);
+  walk.last = out.final_state.data<float>();
+  walk.out = rows_of(out.o);
+  launch_walk_values(ctx, walk);
+  return states;
+}
+
+void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
+                   const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in) {
+  const FastProblem f = fast_problem(ctx, p, attrs.seqs);
+  const Prepared ready = prepared(ctx, f);
+  Tensor d_o = d_out.o;
+  if (!d_o) d_o = Tensor::zeros(ctx, saved.v.shape(), DType::bf16);
+  WalkParams walk = walk_params(f, ready, ready.k.raw(), ready.q.raw(), d_o.raw(), true);
+  const Tensor gradients = segment_states(ctx, f, walk, d_out.final_state);
+  if (d_in.v || d_in.initial_state) {
+    Tensor d_v = d_in.v;
+    if (!d_v) d_v = Tensor::empty(ctx, saved.v.shape(), DType::bf16);
+    walk.states = cuda::address_of<float>(gradients);
+    walk.last = cuda::address_of<float>(d_in.initial_state);
+    walk.out = rows_of(d_v);
+    launch_walk_values(ctx, walk);
+  }
+  if (!d_in.q && !d_in.k && !d_in.log_decay) return;
+  const KeyWalks walks = walk_keys(ctx, f, ready, d_o.raw(), saved.states, gradients, d_in.log_decay.defined());
+  finish(ctx, f, walks, d_o.raw(), d_in);
+}
+
+}  // namespace braid::gla_cuda

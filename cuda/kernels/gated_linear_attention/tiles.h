@@ -1,0 +1,48 @@
+// Tiles of 64 tokens in shared memory, as ldmatrix reads them.
+#pragma once
+#include "cuda/device/mma.h"
+#include "cuda/device/scalar.h"
+
+namespace braid::gla_cuda {
+
+/// The byte of (row, 16-byte piece) in a tile of bf16 with `columns` (a multiple of 64) to a row. Pieces are permuted by the row, so
+/// that eight rows of one column lie in different banks.
+__device__ inline int tile_byte(int row, int piece, int columns) { return row * columns * 2 + ((piece ^ (row & 7)) << 4); }
+
+/// Begins the copy of 64 rows, zeros from row `count` > 0 on; `stride` in elements.
+__device__ inline void load_tile(uint32_t tile, const device::bf16* from, int64_t stride, int columns, int count) {
+  const int pieces = columns / 8;
+  for (int i = threadIdx.x; i < 64 * pieces; i += blockDim.x) {
+    const int row = i / pieces, piece = i % pieces;
+    const bool live = row < count;
+    device::cp_async16(tile + tile_byte(row, piece, columns), from + (live ? row : 0) * stride + piece * 8, live);
+  }
+}
+
+/// Writes the first `count` rows of a tile.
+__device__ inline void store_tile(const char* tile, device::bf16* to, int64_t stride, int columns, int count) {
+  const int pieces = columns / 8;
+  for (int i = threadIdx.x; i < count * pieces; i += blockDim.x) {
+    const int row = i / pieces, piece = i % pieces;
+    *reinterpret_cast<uint4*>(to + row * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece, columns));
+  }
+}
+
+/// Addresses of the four 8×8 matrices that ldmatrix_x4 takes for a 16×16 block of a tile, one row of one matrix a lane. `by_rows`:
+/// matrices 0 and 1 lie below each other (a operand of [m][k]; b operands, transposed, of [k][n]); else side by side (b operands of
+/// [n][k]; a operand, transposed, of [k][m]).
+struct BlockAddress {
+  uint32_t row;     // of the lane's row in rows 0 … 15 of the tile
+  uint32_t column;  // the lane's piece, permuted
+  int columns;
+
+  __device__ BlockAddress(uint32_t tile, int columns, bool by_rows) : columns(columns) {
+    const int lane = threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16;
+    row = tile + (lane % 8 + 8 * (by_rows ? low : high)) * columns * 2;
+    column = ((by_rows ? high : low) ^ lane % 8) << 4;
+  }
+  /// Of the block at (16 i, 16 j).
+  __device__ uint32_t at(int i, int j) const { return row + i * columns * 32 + (j / 4) * 128 + (column ^ ((j % 4) * 32)); }
+};
+
+}  // namespace braid::gla_cuda

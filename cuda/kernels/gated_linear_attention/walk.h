@@ -1,0 +1,169 @@
+// The walk of a state over the chunks of a segment (WalkParams, cut.h). Device code.
+//
+// A block owns kTile rows of M of one segment and head; a warp owns 16 of them and all C columns (half of them when C = 512), in
+// float32, as accumulators of mma. Rounded to bf16 they are, as they lie, the a operand of out = state · across.
+#pragma once
+#include "cuda/kernels/gated_linear_attention/cut.h"
+#include "cuda/kernels/gated_linear_attention/tiles.h"
+#include "cuda/runtime/check.h"
+
+namespace braid::gla_cuda {
+
+/// What the block keeps in shared memory, in bytes from its start. The rows are `tile` wide.
+struct WalkShared {
+  int across, columns, rows, pairs, out, partial, decay, size;
+
+  constexpr WalkShared(Walk mode, int C, int tile) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
+    rows = columns + C * 128;
+    pairs = rows + tile * 128;
+    out = pairs + (mode == Walk::values ? 8192 : 0);
+    partial = out + (mode == Walk::local ? 0 : tile * 128);
+    decay = partial + (mode != Walk::local && C > 256 ? tile / 16 * 4096 : 0);
+    size = decay + (mode == Walk::keys ? tile : C) * 4;
+  }
+};
+
+template <Walk mode, int C>
+struct Walker {
+  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts;
+  using Accumulators = float[kColumns / 8][4];
+  using Out = float[8][4];  // [16 rows, 64 tokens]
+
+  const WalkParams& params;
+  const WalkShared shared;
+  char* const memory;
+  const int tile, lane, part, row;  // row: the warp's first one in the block's tile
+  const int64_t h, M, first_row;    // first_row: the block's in M
+
+  __device__ Walker(const WalkParams& params, char* memory)
+      : params(params),
+        shared(mode, C, blockDim.x / 32 / kParts * 16),
+        memory(memory),
+        tile(blockDim.x / 32 / kParts * 16),
+        lane(threadIdx.x % 32),
+        part(threadIdx.x / 32 % kParts),
+        row(threadIdx.x / 32 / kParts * 16),
+        h(blockIdx.y),
+        M(mode == Walk::keys ? params.problem.K : params.problem.V),
+        first_row(int64_t{blockIdx.z} * tile) {}
+
+  /// body(accumulator, its place in a state [K, V])
+  template <class Body>
+  __device__ void each_element(Accumulators& state, Body&& body) const {
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t m = first_row + row + lane / 4 + i / 2 * 8, c = part * kColumns + 8 * j + lane % 4 * 2 + i % 2;
+        body(state[j][i], mode == Walk::keys ? m * C + c : c * M + m);
+      }
+  }
+
+  __device__ void load_across(int64_t first, int count) const {
+    const int64_t H = params.problem.H;
+    load_tile(device::shared_address(memory + shared.across), params.across + (first * H + h) * C, H * C, C, count);
+  }
+  __device__ void load_update(int64_t first, int count, int64_t chunk) const {
+    const int64_t H = params.problem.H, K = params.problem.K;
+    const uint32_t base = device::shared_address(memory);
+    load_tile(base + shared.columns, params.columns + (first * H + h) * C, H * C, C, count);
+    load_tile(base + shared.rows, params.rows + (first * H + h) * M + first_row, H * M, tile, count);
+    if constexpr (mode == Walk::values) load_tile(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64, 64);
+    const float* decay = params.decay + (chunk * H + h) * K + (mode == Walk::keys ? first_row : 0);
+    for (int i = threadIdx.x; i < (mode == Walk::keys ? tile : C) / 4; i += blockDim.x)
+      device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
+  }
+
+  /// out = state · across; on the way the states are kept, or those kept are multiplied with these.
+  __device__ void contract(const Accumulators& state, Out& out, int64_t chunk, float (&spanning)[2]) const {
+    const BlockAddress across(device::shared_address(memory + shared.across), C, false);
+    const int64_t warp = (chunk * params.problem.H + h) * (M / 16 * kParts) + blockIdx.z * (blockDim.x / 32) + threadIdx.x / 32;
+    uint4* const kept = mode == Walk::keys && params.kept ? params.kept + warp * (kColumns / 16 * 32) + lane : nullptr;
+#pragma unroll
+    for (int k = 0; k < kColumns / 16; ++k) {
+      const float(&left)[4] = state[2 * k], (&right)[4] = state[2 * k + 1];
+      uint32_t a[4] = {device::pack_bf16(left[0], left[1]), device::pack_bf16(left[2], left[3]), device::pack_bf16(right[0], right[1]),
+                       device::pack_bf16(right[2], right[3])};
+      if (kept && !params.reverse) kept[32 * k] = {a[0], a[1], a[2], a[3]};
+      if (kept && params.reverse) {
+        const uint4 other = kept[32 * k];
+        spanning[0] += left[0] * device::low_bf16(other.x) + left[1] * device::high_bf16(other.x) + right[0] * device::low_bf16(other.z) +
+                       right[1] * device::high_bf16(other.z);
+        spanning[1] += left[2] * device::low_bf16(other.y) + left[3] * device::high_bf16(other.y) + right[2] * device::low_bf16(other.w) +
+                       right[3] * device::high_bf16(other.w);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t b[4];
+        device::ldmatrix_x4(b, across.at(j, part * (kColumns / 16) + k));
+        device::mma_bf16(out[2 * j], a, {b[0], b[1]});
+        device::mma_bf16(out[2 * j + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+
+  /// out += rows · pairs over the chunk's own tokens: those up to a token, in reverse those from it on.
+  __device__ void add_pairs(const uint32_t (&rows)[4][4], Out& out) const {
+    const BlockAddress pairs(device::shared_address(memory + shared.pairs), 64, params.reverse);
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (params.reverse ? k < j : k > j) continue;
+        uint32_t b[4];
+        if (params.reverse) device::ldmatrix_x4_transposed(b, pairs.at(k, j));
+        else device::ldmatrix_x4(b, pairs.at(j, k));
+        device::mma_bf16(out[2 * j], rows[k], {b[0], b[1]});
+        device::mma_bf16(out[2 * j + 1], rows[k], {b[2], b[3]});
+      }
+  }
+
+  /// state = decay state + rows columnsᵀ
+  __device__ void update(const uint32_t (&rows)[4][4], Accumulators& state) const {
+    const float* const decay = reinterpret_cast<const float*>(memory + shared.decay);
+    const BlockAddress columns(device::shared_address(memory + shared.columns), C, true);
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        state[j][i] *= decay[mode == Walk::keys ? row + lane / 4 + i / 2 * 8 : part * kColumns + 8 * j + lane % 4 * 2 + i % 2];
+#pragma unroll
+    for (int j = 0; j < kColumns / 16; ++j)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        uint32_t b[4];
+        device::ldmatrix_x4_transposed(b, columns.at(k, part * (kColumns / 16) + j));
+        device::mma_bf16(state[2 * j], rows[k], {b[0], b[1]});
+        device::mma_bf16(state[2 * j + 1], rows[k], {b[2], b[3]});
+      }
+  }
+
+  /// Where the second of two parts leaves its share of the warp's out.
+  __device__ float* partial() const { return reinterpret_cast<float*>(memory + shared.partial) + row * 64 + lane; }
+
+  __device__ void stage_out(const Out& out) const {
+    char* const to = memory + shared.out;
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t turned = device::transposed_8x8(device::pack_bf16(out[j][2 * i], out[j][2 * i + 1]));
+        *reinterpret_cast<uint32_t*>(to + tile_byte(8 * j + lane / 4, row / 8 + i, tile) + lane % 4 * 4) = turned;
+      }
+  }
+
+  /// spanning[i] of the rows lane / 4 + 8 i: the sum over the columns, times the chunk's decay.
+  __device__ void store_spanning(const float (&spanning)[2], int64_t chunk) const {
+    const int64_t H = params.problem.H;
+    float* const to = params.spanning + ((part * params.num_chunk_slots + chunk) * H + h) * M + first_row + row;
+    const float* const decay = reinterpret_cast<const float*>(memory + shared.decay) + row;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = spanning[i] + __shfl_xor_sync(0xffffffffu, spanning[i], 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (lane % 4 == 0) to[lane / 4 + 8 * i] = sum * decay[lane / 4 + 8 * i];
+    }
+  }
+};
+
+}  // namespace braid::gla_cuda
