@@ -1,4 +1,4 @@
-// braid bench: operators and a training step on this CPU, beside what the CPU could do at best.
+// braid bench: operators and a training step, beside what the CPU or the GPU could do at best.
 #include <algorithm>
 #include <iostream>
 
@@ -12,6 +12,9 @@
 #include "train/cli/options.h"
 #include "train/cli/table.h"
 #include "train/metrics.h"
+#ifdef BRAID_WITH_CUDA
+#include "train/cli/bench_gpu/bench_gpu.h"
+#endif
 
 namespace braid::cli {
 namespace {
@@ -123,6 +126,23 @@ void check_names(Context& ctx, const std::vector<std::string>& ops) {
     BRAID_CHECK(std::find(known.begin(), known.end(), op) != known.end(), "--op must be one of ", names, ", got ", op);
 }
 
+#ifdef BRAID_WITH_CUDA
+/// The operators of the GPU's own list (bench_gpu/cases.h), or the time of a training step.
+Json bench_on_gpu(Context& ctx, const BenchOptions& o) {
+  if (o.model.empty()) {
+    check_gpu_ops(o.ops);
+    return Json::parse(to_json(ctx, bench_gpu(ctx, {.ops = o.ops, .shapes = {}, .budget_ms = static_cast<double>(o.budget_ms)})));
+  }
+  const ModelConfig config = preset(o.model);
+  const double ms = time_step(ctx, config, o.batch_tokens, o.context).total_ms;
+  const double tokens_per_s = 1e3 * static_cast<double>(o.batch_tokens) / ms;
+  const double share = model_cost(config, o.context).flops_per_token() * tokens_per_s / kFloorFlopsPerSecond;
+  std::cout << "training step, " << o.model << ", " << o.batch_tokens << " tokens in sequences of " << o.context << ": " << number(ms) << " ms, "
+            << short_number(tokens_per_s) << " tokens/s, " << number(100 * share) << "% of " << number(kFloorFlopsPerSecond / 1e12) << " TFLOP/s\n";
+  return {{"model", o.model}, {"batch_tokens", o.batch_tokens}, {"context", o.context}, {"ms", ms}, {"share_of_product", share}};
+}
+#endif
+
 }  // namespace
 
 int run_bench(const Arguments& arguments) {
@@ -141,6 +161,13 @@ int run_bench(const Arguments& arguments) {
   BRAID_CHECK(o.batch_tokens % o.context == 0, "--batch-tokens must be a multiple of --context ", o.context, ", got ", o.batch_tokens);
   Context ctx = make_context(o.device);
   if (!o.model.empty()) preset(o.model);
+#ifdef BRAID_WITH_CUDA
+  if (!ctx.on_cpu()) {
+    const Json result = bench_on_gpu(ctx, o);
+    if (!o.json.empty()) write_json(o.json, result);
+    return kDone;
+  }
+#endif
   check_names(ctx, o.ops);
   const Ceilings ceilings{gemm_flops_per_second(ctx, 1024), copy_bytes_per_second(ctx)};
   Json result = {{"ceilings", bench_ceilings(ceilings, ctx)}};
