@@ -8,12 +8,68 @@ namespace braid::attention::hopper {
 
 using device::WgmmaTile;
 
-constexpr int kConsumers = 256, kThreads = kConsumers + 128;  // two warpgroups, and one whose first thread copies
-constexpr int kBox = 64;                                      // tokens of a copy
+constexpr int kBox = 64;  // tokens of a copy
+
+/// The threads of a block: warpgroups that multiply, and one before them whose first thread copies; registers go to where the sums are.
+template <int groups>
+struct Crew {
+  static_assert(groups == 2 || groups == 3);
+  static constexpr int kRows = 64 * groups;  // of a product that the block makes
+  static constexpr int kWarps = 4 * groups, kThreads = 128 * (groups + 1);
+  static constexpr int kCopierRegisters = groups == 2 ? 24 : 32, kRegisters = groups == 2 ? 240 : 160;
+};
+/// The first row of this warp among the block's; of its warpgroup: warp_row() / 64 * 64.
+__device__ inline int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 16 - 64; }
 
 struct Params {
   CUtensorMap q, k, v, d_o;  // boxes of 64 tokens
   Problem problem;
+  int64_t items;    // tiles × heads; a block works on one after the other
+  unsigned* taken;  // items given out beyond the first of every block; zero at the start
+};
+
+/// How a block's items go from its copying thread, which takes them, to its consumers: two slots, so that the copies for an item begin while
+/// the one before is being finished. Which block works on an item changes nothing in its result.
+struct ItemQueue {
+  static constexpr int kBytes = 48;
+  uint32_t base;
+  __device__ uint32_t slot(int i) const { return base + 8 * i; }
+  __device__ uint32_t full(int i) const { return base + 16 + 8 * i; }
+  __device__ uint32_t read(int i) const { return base + 32 + 8 * i; }
+
+  __device__ void init_barriers(int warps) const {
+    for (int i = 0; i < 2; ++i) {
+      device::barrier_init(full(i), 1);
+      device::barrier_init(read(i), warps);
+    }
+  }
+  /// The copying thread: body(item) for each.
+  template <class Body>
+  __device__ void give(const Params& params, Body&& body) const {
+    unsigned item = blockIdx.x;
+    for (int turn = 0;; ++turn) {
+      device::barrier_wait(read(turn % 2), turn / 2 % 2 ^ 1);
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(slot(turn % 2)), "r"(item) : "memory");
+      device::barrier_arrive(full(turn % 2));
+      if (item >= params.items) return;
+      const unsigned next = gridDim.x + atomicAdd(params.taken, 1u);
+      body(static_cast<int64_t>(item));
+      item = next;
+    }
+  }
+  /// Every consumer thread: body(item) for each.
+  template <class Body>
+  __device__ void take(const Params& params, Body&& body) const {
+    for (int turn = 0;; ++turn) {
+      device::barrier_wait(full(turn % 2), turn / 2 % 2);
+      unsigned item;
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(item) : "r"(slot(turn % 2)) : "memory");
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) device::barrier_arrive(read(turn % 2));
+      if (item >= params.items) return;
+      body(static_cast<int64_t>(item));
+    }
+  }
 };
 
 /// Position in a ring of stages. A stage has a barrier that its copies fill and one on which every consumer warp arrives when it is read.

@@ -9,18 +9,19 @@ namespace {
 using namespace hopper;
 using device::barrier_wait;
 
-constexpr int kQueries = 128, kKeys = 64;
+constexpr int kKeys = 64;
 
 template <int dim>
 struct Plan {
   static constexpr int kDim = dim;
-  static constexpr int kStages = 4;
+  using Crew = hopper::Crew<dim == 64 ? 3 : 2>;
+  static constexpr int kQueries = Crew::kRows, kStages = 4;
   // At 64, ptxas 13.0 gives the registers of q or d_o to d_s within a turn, although the next turn reads them: wrong results.
   static constexpr bool kInRegisters = dim > 64;
   using Queries = WgmmaTile<kQueries, dim>;
   using Keys = WgmmaTile<kKeys, dim>;
   static constexpr int kTileBytes = 2 * Queries::kBytes + 2 * kStages * Keys::kBytes;
-  static constexpr int kSharedBytes = kTileBytes + (1 + 2 * kStages) * 8 + 1024;  // and room to align
+  static constexpr int kSharedBytes = kTileBytes + ItemQueue::kBytes + (2 + 2 * kStages) * 8 + 1024;  // and room to align
 };
 
 template <class P>
@@ -30,137 +31,163 @@ struct Shared {
   __device__ typename P::Queries d_o() const { return {base + P::Queries::kBytes}; }
   __device__ typename P::Keys keys(int stage) const { return {base + 2 * P::Queries::kBytes + 2 * stage * P::Keys::kBytes}; }
   __device__ typename P::Keys values(int stage) const { return {base + 2 * P::Queries::kBytes + (2 * stage + 1) * P::Keys::kBytes}; }
-  __device__ uint32_t queries_full() const { return base + P::kTileBytes; }
-  __device__ uint32_t full(int stage) const { return base + P::kTileBytes + 8 + 16 * stage; }
+  __device__ ItemQueue items() const { return {base + P::kTileBytes}; }
+  __device__ uint32_t queries_full() const { return base + P::kTileBytes + ItemQueue::kBytes; }
+  __device__ uint32_t queries_read() const { return queries_full() + 8; }
+  __device__ uint32_t full(int stage) const { return queries_full() + 16 + 16 * stage; }
   __device__ uint32_t read(int stage) const { return full(stage) + 8; }
 
   __device__ void init_barriers() const {
+    items().init_barriers(P::Crew::kWarps);
     device::barrier_init(queries_full(), 1);
+    device::barrier_init(queries_read(), P::Crew::kWarps);
     for (int stage = 0; stage < P::kStages; ++stage) {
       device::barrier_init(full(stage), 1);
-      device::barrier_init(read(stage), kConsumers / 32);
+      device::barrier_init(read(stage), P::Crew::kWarps);
     }
     device::barrier_init_done();
   }
 };
 
-/// What a block works on: 128 queries of one head and the keys they see, in tiles.
+/// An item: the queries of a tile of one head and the keys they see, in tiles.
 struct Work {
   Tile tile;
   Range keys;
   int64_t h, hk, token, count;
-  int num_tiles;
+  int num_tiles;  // 0: an item without queries
+  int ahead;      // of the first query, from the first key of the last tile
 };
 
-__device__ Work find_work(const Problem& p) {
-  const int64_t tiles = gridDim.x / p.H;
+template <class P>
+__device__ Work find_work(const Params& params, int64_t item) {
+  const Problem& p = params.problem;
   Work work;
-  work.h = blockIdx.x % p.H, work.hk = work.h / (p.H / p.HK);
-  work.tile = find_tile(p, p.cu_q, kQueries, tiles - 1 - blockIdx.x / p.H);  // those with the most keys first
-  work.count = min(int64_t{kQueries}, work.tile.lq - work.tile.first);
+  work.h = item % p.H, work.hk = work.h / (p.H / p.HK);
+  work.tile = find_tile(p, p.cu_q, P::kQueries, params.items / p.H - 1 - item / p.H);  // those with the most keys first
+  work.count = min(int64_t{P::kQueries}, work.tile.lq - work.tile.first);
   work.token = work.tile.q_begin + work.tile.first;
   work.keys = keys_of(p, work.tile, work.tile.first, work.count);
-  work.num_tiles = static_cast<int>((work.keys.end - work.keys.begin + kKeys - 1) / kKeys);
+  work.num_tiles = work.count > 0 ? static_cast<int>((work.keys.end - work.keys.begin + kKeys - 1) / kKeys) : 0;
+  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - work.keys.begin) - (work.num_tiles - 1) * kKeys;
   return work;
 }
 
+/// Where a thread stands in the rings, from item to item.
 template <class P>
-__device__ void produce(const Params& params, const Work& work, const Shared<P>& shared) {
+struct Position {
+  Ring<1> queries;
+  Ring<P::kStages> keys;
+};
+
+template <class P>
+__device__ void produce(const Params& params, const Work& work, const Shared<P>& shared, Position<P>& at) {
+  barrier_wait(shared.queries_read(), at.queries.parity ^ 1);
   device::barrier_expect(shared.queries_full(), 2 * P::Queries::kBytes);
   copy_tile(shared.q(), params.q, shared.queries_full(), work.h, work.token);
   copy_tile(shared.d_o(), params.d_o, shared.queries_full(), work.h, work.token);
-  Ring<P::kStages> ring;
-  for (int t = work.num_tiles - 1; t >= 0; --t, ring.advance()) {
+  at.queries.advance();
+#pragma unroll 1  // in few registers
+  for (int t = work.num_tiles - 1; t >= 0; --t, at.keys.advance()) {
+    const int stage = at.keys.stage;
     const int64_t token = work.tile.k_begin + work.keys.begin + int64_t{t} * kKeys;
-    barrier_wait(shared.read(ring.stage), ring.parity ^ 1);
-    device::barrier_expect(shared.full(ring.stage), 2 * P::Keys::kBytes);
-    copy_tile(shared.keys(ring.stage), params.k, shared.full(ring.stage), work.hk, token);
-    copy_tile(shared.values(ring.stage), params.v, shared.full(ring.stage), work.hk, token);
+    barrier_wait(shared.read(stage), at.keys.parity ^ 1);
+    device::barrier_expect(shared.full(stage), 2 * P::Keys::kBytes);
+    copy_tile(shared.keys(stage), params.k, shared.full(stage), work.hk, token);
+    copy_tile(shared.values(stage), params.v, shared.full(stage), work.hk, token);
   }
 }
 
 /// A warpgroup: 64 of the queries. q and d_o are left operands from registers where they can be, so that shared memory is read for keys and values
 /// only; the product with d_s runs on under the scores of the next tile.
 template <class P>
-__device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared) {
+__device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at) {
   constexpr int D = P::kDim;
-  const int group = threadIdx.x / 128 - 1, warp_row = 64 * group + threadIdx.x % 128 / 32 * 16;
-  const int64_t first_position = work.tile.position(work.tile.first);
+  const int window = static_cast<int>(p.window);
+  int ahead = work.ahead;
   const float scale_log2 = p.scale * kLog2E;
   float2 stats[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int row = warp_row + threadIdx.x % 32 / 4 + 8 * i;
+    const int row = warp_row() + threadIdx.x % 32 / 4 + 8 * i;
     stats[i] = row < work.count ? *stats_of(p, work.h, work.token + row) : float2{0, 0};
   }
   uint32_t q[D / 16][4], d_o[D / 16][4];
-  barrier_wait(shared.queries_full(), 0);
+  barrier_wait(shared.queries_full(), at.queries.parity);
+  at.queries.advance();
   if constexpr (P::kInRegisters) {
-    load_left<D>(q, shared.q(), warp_row);
-    load_left<D>(d_o, shared.d_o(), warp_row);
+    load_left<D>(q, shared.q(), warp_row());
+    load_left<D>(d_o, shared.d_o(), warp_row());
+    release(shared.queries_read());
   }
   Sums<D> d_q;
   clear<D>(d_q);
-  Ring<P::kStages> ring;
   int last_stage = -1;
   int t = work.num_tiles - 1;
   do {
     Sums<kKeys> s, d_p;  // fresh in every turn: values carried over would be moved between products that are under way
     Rounded<kKeys> d_s;
-    barrier_wait(shared.full(ring.stage), ring.parity);
+    const int stage = at.keys.stage;
+    barrier_wait(shared.full(stage), at.keys.parity);
     device::wgmma_fence();
     if constexpr (P::kInRegisters) {
-      begin_multiply_left<kKeys, D>(s, q, shared.keys(ring.stage));
-      begin_multiply_left<kKeys, D>(d_p, d_o, shared.values(ring.stage));
+      begin_multiply_left<kKeys, D>(s, q, shared.keys(stage));
+      begin_multiply_left<kKeys, D>(d_p, d_o, shared.values(stage));
     } else {
-      begin_multiply_rows(s, shared.q(), warp_row / 64 * 64, shared.keys(ring.stage));
-      begin_multiply_rows(d_p, shared.d_o(), warp_row / 64 * 64, shared.values(ring.stage));
+      begin_multiply_rows(s, shared.q(), warp_row() / 64 * 64, shared.keys(stage));
+      begin_multiply_rows(d_p, shared.d_o(), warp_row() / 64 * 64, shared.values(stage));
     }
     device::wgmma_commit();
     device::wgmma_wait<1>();
     if (last_stage >= 0) release(shared.read(last_stage));
-    last_stage = ring.stage;
+    last_stage = stage;
     device::wgmma_wait<0>();
     device::settle(s);
     device::settle(d_p);
-    const int64_t key = work.keys.begin + int64_t{t} * kKeys;
     Sums<kKeys> x;  // not in place: the registers of a product may only be written by products while one is under way
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) x[j][i] = exp2_approx(s[j][i] * scale_log2 - stats[i / 2].x) * (d_p[j][i] - stats[i / 2].y);
-    if (!all_visible(p, first_position, first_position + kQueries - 1, key, kKeys))
-      mask_keys<kKeys>(x, static_cast<int>(first_position - key) + warp_row, static_cast<int>(p.window), 0);
+    if (needs_mask(ahead, P::kQueries, kKeys, window)) mask_keys<kKeys>(x, ahead + warp_row(), window, 0);
+    ahead += kKeys;
     round_all<kKeys>(d_s, x);
     device::wgmma_fence();
-    begin_add_product<kKeys, D>(d_q, d_s, shared.keys(ring.stage));
+    begin_add_product<kKeys, D>(d_q, d_s, shared.keys(stage));
     device::wgmma_commit();
-    ring.advance();
+    at.keys.advance();
   } while (--t >= 0);
   device::wgmma_wait<0>();
   device::settle(d_q);
+  release(shared.read(last_stage));
+  if constexpr (!P::kInRegisters) release(shared.queries_read());
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int row = warp_row + threadIdx.x % 32 / 4 + 8 * i;
+    const int row = warp_row() + threadIdx.x % 32 / 4 + 8 * i;
     if (row < work.count) store_row<D>(static_cast<bf16*>(p.d_q) + ((work.token + row) * p.H + work.h) * D, d_q, i, p.scale);
   }
 }
 
 template <class P>
-__global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(const __grid_constant__ Params params) {
+__global__ void __launch_bounds__(P::Crew::kThreads, 1) backward_q_kernel(const __grid_constant__ Params params) {
   if (device::kHopperCode) {
     extern __shared__ uint8_t memory[];
     const Shared<P> shared{(device::shared_address(memory) + 1023) / 1024 * 1024};
-    const Work work = find_work(params.problem);
-    if (work.tile.first >= work.tile.lq) return;
     if (threadIdx.x == 0) shared.init_barriers();
     __syncthreads();
+    Position<P> at;
     if (threadIdx.x < 128) {
-      device::give_registers_up<24>();
-      if (threadIdx.x == 0) produce<P>(params, work, shared);
+      device::give_registers_up<P::Crew::kCopierRegisters>();
+      if (threadIdx.x > 0) return;
+      shared.items().give(params, [&](int64_t item) {
+        const Work work = find_work<P>(params, item);
+        if (work.num_tiles > 0) produce<P>(params, work, shared, at);
+      });
     } else {
-      device::take_registers<240>();
-      consume<P>(params.problem, work, shared);
+      device::take_registers<P::Crew::kRegisters>();
+      shared.items().take(params, [&](int64_t item) {
+        const Work work = find_work<P>(params, item);
+        if (work.num_tiles > 0) consume<P>(params.problem, work, shared, at);
+      });
     }
   }
 }
@@ -168,9 +195,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward_q_kernel(const __grid_co
 template <int D>
 void launch_q(Context& ctx, const Problem& problem) {
   using P = Plan<D>;
-  const int64_t blocks = num_tiles(problem.Nq, problem.S, kQueries) * problem.H;
-  const cuda::LaunchConfig config = {.grid = static_cast<unsigned>(blocks), .block = kThreads, .shared_bytes = P::kSharedBytes};
-  cuda::launch(ctx.stream(), "attention_hopper_backward_q", &backward_q_kernel<P>, config, params_for(problem));
+  const int64_t items = num_tiles(problem.Nq, problem.S, P::kQueries) * problem.H;
+  launch_items<P>(ctx, "attention_hopper_backward_q", &backward_q_kernel<P>, problem, items);
 }
 
 }  // namespace

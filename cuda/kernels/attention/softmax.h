@@ -45,6 +45,11 @@ __device__ inline bool all_visible(const Problem& p, int64_t first_position, int
   return key + count - 1 <= first_position && (p.window == 0 || key > last_position - p.window);
 }
 
+/// Whether some query of a tile does not see some key of a tile; the first query is `ahead` positions after the first key.
+__device__ inline bool needs_mask(int ahead, int queries, int keys, int window) {
+  return ahead < keys - 1 || (window > 0 && ahead + queries - 1 >= window);
+}
+
 /// Scores with queries as rows: `hidden` where the query at `position` (of row 0, relative to the first key) does not see the column's key.
 template <int kColumns>
 __device__ void mask_keys(Sums<kColumns>& s, int position, int window, float hidden) {
