@@ -3,12 +3,25 @@
 
 namespace braid::device {
 
+/// e^x; 0 where that is no normal number.
+__device__ inline float fast_exp(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
+  return result;
+}
+/// 1 / x; infinity for what is no normal number, 0 for infinity.
+__device__ inline float fast_reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// 1 / (1 + e^−x); 0 where e^−x is out of range.
-__device__ inline float fast_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ inline float fast_sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }
 
 /// log(1 + x) for −1/2 ≤ x ≤ 1: 2 artanh(t), t = x / (2 + x), as a series in t² ≤ 1/9.
 __device__ inline float fast_log1p(float x) {
-  const float t = __fdividef(x, 2.0f + x), square = t * t;
+  const float t = x * fast_reciprocal(2.0f + x), square = t * t;
   float series = 1.0f / 15;
   series = fmaf(series, square, 1.0f / 13);
   series = fmaf(series, square, 1.0f / 11);

@@ -27,8 +27,8 @@ struct HgrnParams {
 struct Sigmoids {
   float small, on, off;
   __device__ explicit Sigmoids(float z) {
-    small = __expf(-fabsf(z));
-    const float larger = __fdividef(1.0f, 1.0f + small), smaller = small * larger;
+    small = device::fast_exp(-fabsf(z));
+    const float larger = device::fast_reciprocal(1.0f + small), smaller = small * larger;
     on = z < 0 ? smaller : larger, off = z < 0 ? larger : smaller;
   }
 };
@@ -92,9 +92,9 @@ __global__ void __launch_bounds__(256) hgrn_gate_backward(HgrnParams p) {
     for (int c = 0; c < width; ++c) {
       const Sigmoids s(device::to_float(at.f.at[c]));
       const float log_a = at.log_a.at[c], d_log = at.d_log.at[c], d_gate = device::to_float(at.d_gate.at[c]), on = (1.0f - bound[c]) * s.on;
-      const float share = bound[c] > 0 ? fminf(on * __expf(fminf(-log_a, kMostExponent)), 1.0f) : 1.0f;
+      const float share = bound[c] > 0 ? fminf(on * device::fast_exp(fminf(-log_a, kMostExponent)), 1.0f) : 1.0f;
       d_f[c] = s.off * (d_log * share - d_gate * on);
-      d_bound[c] += s.off * (d_log * __expf(fminf(-log_a, kMaxLogInverse)) - d_gate);
+      d_bound[c] += s.off * (d_log * device::fast_exp(fminf(-log_a, kMaxLogInverse)) - d_gate);
     }
     if (p.d_f) device::store(static_cast<T*>(p.d_f) + i, d_f);
   });

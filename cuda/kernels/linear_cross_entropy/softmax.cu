@@ -1,3 +1,4 @@
+#include "cuda/device/math.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/linear_cross_entropy/softmax.h"
 #include "cuda/runtime/check.h"
@@ -23,15 +24,15 @@ struct Softmax {
     for (int i = 1; i < width; ++i)
       if (logits[i] > most) most = logits[i], where = i;
     if (most > highest) {
-      sum *= __expf(highest - base(most));
+      sum *= device::fast_exp(highest - base(most));
       highest = most, idx = first_idx + where;
     }
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum += __expf(logits[i] - base(highest));
+    for (int i = 0; i < width; ++i) sum += device::fast_exp(logits[i] - base(highest));
   }
   __device__ void join(const Softmax& other) {
     const float most = fmaxf(highest, other.highest);
-    sum = sum * __expf(highest - base(most)) + other.sum * __expf(other.highest - base(most));
+    sum = sum * device::fast_exp(highest - base(most)) + other.sum * device::fast_exp(other.highest - base(most));
     if (other.highest > highest || (other.highest == highest && other.idx < idx)) idx = other.idx;
     highest = most;
   }
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(GradientParams p) {
       const int64_t at = first + i * kStep;
       if (at >= V) break;
 #pragma unroll
-      for (int j = 0; j < width; ++j) ahead[i][j] = target < 0 ? 0.0f : g * (__expf(ahead[i][j] - lse) - (at + j == target ? 1.0f : 0.0f));
+      for (int j = 0; j < width; ++j) ahead[i][j] = target < 0 ? 0.0f : g * (device::fast_exp(ahead[i][j] - lse) - (at + j == target ? 1.0f : 0.0f));
       device::store(d_logits + at, ahead[i]);
     }
   }

@@ -1,5 +1,6 @@
 // What forward and backward share on the device: operands waiting in shared memory, sequence marks, and the single-pass join of tiles.
 #pragma once
+#include "cuda/device/math.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/scalar.h"
 #include "cuda/device/sequences.h"
@@ -51,16 +52,21 @@ struct Staged {
 struct SequenceMarks {
   int64_t first[kTileTokens], last[kTileTokens];
 
-  __device__ void set(const int64_t* cu_seqlens, int64_t S, int64_t begin, int64_t N) {
-    if (threadIdx.x >= kTileTokens) return;
+  /// True when the calling thread's token has a mark.
+  __device__ bool set(const int64_t* cu_seqlens, int64_t S, int64_t begin, int64_t N) {
+    if (threadIdx.x >= kTileTokens) return false;
     const int64_t t = begin + threadIdx.x;
     first[threadIdx.x] = last[threadIdx.x] = -1;
-    if (t >= N) return;
+    if (t >= N) return false;
     const device::SequenceWalk sequence(cu_seqlens, S, t);
     if (t == sequence.begin) first[threadIdx.x] = sequence.idx;
     if (t + 1 == sequence.end) last[threadIdx.x] = sequence.idx;
+    return t == sequence.begin || t + 1 == sequence.end;
   }
 };
+
+/// What kind a tile is, the same for all threads of a block: loops over a plain one ask nothing of a token.
+enum class TileKind { plain, marked };
 
 /// Channel c of lane l stands at c · 16 + l here and in the exchange: neighbours in a warp are neighbours in memory.
 template <int width>

@@ -13,7 +13,7 @@ namespace braid::cuda {
 inline constexpr int kLanes = 16, kSegments = 8, kSegmentTokens = 8;
 inline constexpr int kTileThreads = kLanes * kSegments, kTileTokens = kSegments * kSegmentTokens;
 /// Tiles that are joined by reading each other's maps; a group hands its state to the next.
-inline constexpr int kGroupTiles = 16;
+inline constexpr int kGroupTiles = 8;
 
 /// In global memory, all ones where nothing was written yet. Tiles are counted in the order of the walk (backward: from the last token).
 struct TileExchange {
