@@ -99,7 +99,7 @@ Hdf5Group Hdf5Group::create_group(const std::string& path) {
   return made;
 }
 
-Hdf5File::Hdf5File(std::shared_ptr<Hdf5FileState> state) : Hdf5Group({H5Gopen2(state->file.id(), "/", H5P_DEFAULT), state->name}, "", state) {}
+Hdf5File::Hdf5File(const std::shared_ptr<Hdf5FileState>& state) : Hdf5Group({H5Gopen2(state->file.id(), "/", H5P_DEFAULT), state->name}, "", state) {}
 
 Hdf5File Hdf5File::open(const Path& path) {
   silence_hdf5();

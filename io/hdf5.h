@@ -114,7 +114,7 @@ class Hdf5File : public Hdf5Group {
   void close();
 
  private:
-  explicit Hdf5File(std::shared_ptr<Hdf5FileState> state);
+  explicit Hdf5File(const std::shared_ptr<Hdf5FileState>& state);
 };
 
 }  // namespace braid

@@ -13,7 +13,7 @@ std::string read_text(const Hdf5Handle& attribute, const Hdf5Handle& type, const
     char* text = nullptr;
     const Hdf5Handle memory(H5Tcopy(type.id()), what);
     check_hdf5(H5Aread(attribute.id(), memory.id(), &text), what);
-    const std::string copy = text ? text : "";
+    std::string copy = text ? text : "";
     H5free_memory(text);
     return copy;
   }

@@ -78,7 +78,7 @@ Hdf5Handle make_dataset(hid_t where, const std::string& path, hid_t type, const 
 }
 
 Tensor on_host(Context& ctx, const Tensor& tensor) {
-  const Tensor whole = contiguous(ctx, tensor);
+  Tensor whole = contiguous(ctx, tensor);
   if (whole.device().kind == DeviceKind::cpu) return whole;
   Tensor copy = Tensor::over(Storage::make(whole.nbytes(), Stream()), 0, whole.shape(), whole.dtype());
   copy_into(ctx, copy, whole);
@@ -158,7 +158,7 @@ void Hdf5Dataset::append(const T* from, int64_t count) {
   silence_hdf5();
   BRAID_CHECK(extents_.size() == 1, name(), ": only a list can grow");
   const int64_t begin = extents_[0];
-  const hsize_t size = static_cast<hsize_t>(begin + count);
+  const hsize_t size = static_cast<hsize_t>(begin) + static_cast<hsize_t>(count);
   check_hdf5(H5Dset_extent(handle_.id(), &size), "cannot write " + name());
   extents_[0] = begin + count;
   transfer(begin, count, memory_type<T>(), nullptr, from);

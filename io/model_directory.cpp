@@ -49,7 +49,7 @@ class DirectoryTensors {
     const auto found = file_of_.find(parameter.name);
     BRAID_CHECK(found != file_of_.end(), directory_.string(), ": expected the tensor ", parameter.name, " ", parameter.shape,
                 ", got none of that name");
-    const Tensor tensor = found->second->get(parameter.name);
+    Tensor tensor = found->second->get(parameter.name);
     BRAID_CHECK(tensor.shape() == parameter.shape && is_floating(tensor.dtype()), found->second->path().string(), ": ", parameter.name, " must be ",
                 parameter.shape, " of a floating type, got ", tensor.dtype(), " ", tensor.shape());
     return tensor;

@@ -70,7 +70,7 @@ Tensor AttentionMixer::attend_to_cache(Context& ctx, const Tensor& q, const Tens
     if (begin == end) continue;
     caches[s].append(ctx, k.slice(0, begin, end), v.slice(0, begin, end), window > 0 ? window - 1 : -1);
     const Sequences queries = Sequences::single(end - begin), keys = Sequences::single(caches[s].length());
-    const Tensor part =
+    Tensor part =
         apply<Attention>(ctx, {q.slice(0, begin, end), caches[s].k(), caches[s].v()}, {.q_seqs = queries, .k_seqs = keys, .window = window}).o;
     if (part.size(0) == q.size(0)) return part;
     if (!o) o = Tensor::empty(ctx, q.shape(), q.dtype());

@@ -27,6 +27,10 @@ TEST(BadInput, OptionsAndNames) {
   expect_refused(train_words("RUN", {"--lr"}), space, "--lr");
   expect_refused(train_words("RUN", {"--lr", "fast"}), space, "fast");
   expect_refused(train_words("RUN", {"--seed", "1.5"}), space, "--seed");
+  expect_refused(train_words("RUN", {"--accumulate", "9223372036854775807"}), space, "--accumulate");
+  expect_refused({"train", "--model", "tiny-gdn", "--data", "d.h5", "--out", "RUN", "--context", "9223372036854775807"}, space, "--context");
+  expect_refused({"train", "--model", "tiny-gdn", "--data", "d.h5", "--out", ""}, space, "--out must be given, got nothing");
+  expect_refused({"tokenize", "--input", "text.txt", "--out", "./text.txt"}, space, "--out must not be one of the inputs");
   expect_refused(train_words("RUN", {"--schedule", "square"}), space, "square");
   expect_refused(train_words("RUN", {"--steps", "7"}), space, "--steps");
   expect_refused({"train", "--model", "tiny-gdn", "--out", "RUN"}, space, "--data");

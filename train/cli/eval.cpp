@@ -31,7 +31,7 @@ void declare(Options& options, EvalOptions& o) {
   declare_recall(options, "recall: which task", o.recall);
   options.integer("examples", "recall: test examples", o.examples, 1);
   options.integer("batch-examples", "recall: examples taken at once", o.batch_examples, 1);
-  options.integer("seed", "recall: of the examples; give the one trained with", o.seed);
+  options.integer("seed", "recall: of the examples; give the one trained with", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
   options.json(o.json);

@@ -72,12 +72,12 @@ void declare(Options& options, GenerateOptions& o) {
   options.require("model");
   options.text("prompt", "what to continue", o.prompt);
   options.text("prompt-file", "a file to continue", o.prompt_file);
-  options.text("tokenizer", "bytes, or a SentencePiece model", o.tokenizer);
+  options.text("tokenizer", "bytes (SentencePiece models are not supported yet)", o.tokenizer);
   options.integer("max-tokens", "tokens to add", o.max_tokens, 1);
   options.number("temperature", "0: always the likeliest token", o.sampling.temperature);
   options.integer("top-k", "draw among the k likeliest; 0: all", o.sampling.top_k);
   options.number("top-p", "draw among the likeliest that together have this probability", o.sampling.top_p, 0, 1);
-  options.integer("seed", "of the draws", o.seed);
+  options.integer("seed", "of the draws", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.integer("chunk", "tokens of the prompt taken at once", o.chunk, 1, 1 << 20);
   options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);

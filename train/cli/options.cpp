@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/program_options.hpp>
 #include <charconv>
 #include <cmath>
@@ -66,9 +67,14 @@ struct Options::State {
   po::variables_map values;
 
   void add(const std::string& name, const std::string& help, Declared option, bool many) {
-    auto* value = po::value<std::vector<std::string>>()->value_name(many ? "VALUE…" : "VALUE");
+    auto* value = po::value<std::vector<std::string>>()->value_name(many ? "VALUE..." : "VALUE");
     description.add_options()(name.c_str(), many ? value->multitoken() : value, help.c_str());
     declared.emplace(name, std::move(option));
+  }
+  /// Given as an empty text.
+  bool is_empty(const std::string& name) const {
+    const auto* texts = boost::any_cast<std::vector<std::string>>(&values[name].value());
+    return texts && std::all_of(texts->begin(), texts->end(), [](const std::string& text) { return text.empty(); });
   }
   std::string expected(const std::string& name) const {
     const auto found = declared.find(name);
@@ -203,7 +209,7 @@ bool Options::parse(const std::vector<std::string>& arguments) {
     if (!option.convert(words)) fail("--", name, " must be ", option.expected, ", got ", words.empty() ? "nothing" : joined(words, " "));
   }
   for (const std::string& name : s.required)
-    if (!given(name)) fail("--", name, " must be given, got nothing; see 'braid ", s.command, " --help'");
+    if (!given(name) || s.is_empty(name)) fail("--", name, " must be given, got nothing; see 'braid ", s.command, " --help'");
   return true;
 }
 

@@ -30,7 +30,9 @@ class Options {
   Options& operator=(const Options&) = delete;
 
   void flag(const std::string& name, const std::string& help, bool& to);
-  void integer(const std::string& name, const std::string& help, int64_t& to, int64_t min = 0, int64_t max = std::numeric_limits<int64_t>::max());
+  /// No count of tokens or steps is larger than kMaxCount, so that the product of a few does not overflow.
+  static constexpr int64_t kMaxCount = int64_t{1} << 40;
+  void integer(const std::string& name, const std::string& help, int64_t& to, int64_t min = 0, int64_t max = kMaxCount);
   /// A finite number in [min, max].
   void number(const std::string& name, const std::string& help, double& to, double min = 0, double max = std::numeric_limits<double>::max());
   void text(const std::string& name, const std::string& help, std::string& to);
@@ -43,7 +45,7 @@ class Options {
 
   /// The option `name` (text or list) takes the arguments that belong to no option.
   void positional(const std::string& name);
-  /// The option must be given, here or in the configuration file.
+  /// The option must be given, here or in the configuration file, and not be empty.
   void require(const std::string& name);
 
   /// Reads the arguments (without program and command). False: --help was asked for and printed.

@@ -71,15 +71,19 @@ int run_tokenize(const Arguments& arguments) {
   options.list("input", "text files (each a document) or JSON lines (each line a document)", o.inputs);
   options.positional("input");
   options.require("input");
-  options.text("tokenizer", "bytes, or a SentencePiece model", o.tokenizer);
+  options.text("tokenizer", "bytes (SentencePiece models are not supported yet)", o.tokenizer);
   options.text("out", "the data set to write", o.out);
   options.require("out");
   options.choice("format", "what the inputs are; automatic goes by the name (.jsonl)", o.format, {"automatic", "text", "jsonl"});
   options.text("field", "JSON lines: the key that holds the text", o.field);
   options.json(o.json);
   if (!options.parse(arguments)) return kDone;
-  for (const std::string& input : o.inputs) require_file("--input", input);
   require_writable_file("--out", o.out);
+  for (const std::string& input : o.inputs) {
+    require_file("--input", input);
+    std::error_code absent;
+    BRAID_CHECK(!std::filesystem::equivalent(input, o.out, absent), "--out must not be one of the inputs, got ", o.out);
+  }
   require_writable_file("--json", o.json);
   const auto tokenizer = make_tokenizer(o.tokenizer);
   TextReader reader(std::vector<Path>(o.inputs.begin(), o.inputs.end()), text_options(o));

@@ -46,7 +46,7 @@ void declare(Options& options, TrainCommand& o) {
   options.integer("steps", "length of the run", o.steps, 1);
   options.integer("batch-tokens", "tokens of a step, of all ranks together under mpirun", o.batch_tokens, 1);
   options.integer("context", "tokens of a row; no sequence is longer", o.context, 1);
-  options.integer("accumulate", "parts in which a step's batch is computed", o.accumulate, 1);
+  options.integer("accumulate", "parts in which a step's batch is computed", o.accumulate, 1, 1 << 16);
   options.integer("micro-tokens", "the same, given as tokens of a part; 0: by --accumulate", o.micro_tokens);
   options.number("lr", "highest learning rate", o.lr);
   options.choice("schedule", "of the learning rate", o.schedule, {"cosine", "wsd", "constant"});
@@ -57,7 +57,7 @@ void declare(Options& options, TrainCommand& o) {
   options.number("clip", "largest norm of the gradient; 0: no bound", o.clip);
   options.number("spike-margin", "skip a step whose loss is this far above the mean; 0: only if it is not finite", o.spike_margin);
   options.choice("dtype", "what matrices are multiplied in (default: f32 on the CPU, bf16 on a GPU)", o.dtype, {"bf16", "f32"});
-  options.integer("seed", "of first values and order of data", o.seed);
+  options.integer("seed", "of first values and order of data", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.text("val-data", "token data set to validate on", o.val_data);
   options.integer("val-every", "steps between validations; 0: none", o.val_every);
   options.integer("val-tokens", "tokens of a validation; 0: all", o.val_tokens);

@@ -112,10 +112,16 @@ const std::vector<std::string> kKeys = {"preset",
                                         "text_val_tokens",
                                         "jobs"};
 
+std::string known_list(const std::vector<std::string>& known) {
+  std::string list;
+  for (const std::string& key : known) list += (list.empty() ? "" : ", ") + key;
+  return list;
+}
+
 void require_known_keys(const nlohmann::json& json, const std::vector<std::string>& known) {
   BRAID_CHECK(json.is_object(), "study: expected a JSON object, got ", json.type_name());
   for (const auto& [key, value] : json.items())
-    BRAID_CHECK(std::find(known.begin(), known.end(), key) != known.end(), "study: unknown key '", key, "'");
+    BRAID_CHECK(std::find(known.begin(), known.end(), key) != known.end(), "study: unknown key '", key, "', expected one of ", known_list(known));
 }
 
 bool is_text_file(const std::filesystem::path& path) {
