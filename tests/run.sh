@@ -80,10 +80,20 @@ if command -v clang-format >/dev/null; then
   checked clang-format $?
   grep -m 10 'error' "$logs/format"
 fi
+# clang-tidy takes about ten seconds a file: folder after folder while the whole script stays within its quarter of an hour on two cores.
 if command -v clang-tidy >/dev/null && [ -f "$build/compile_commands.json" ]; then
-  printf '%s\n' core/*.cpp autograd/*.cpp | xargs -P 2 -n 4 clang-tidy -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option >"$logs/tidy" 2>/dev/null
-  checked "clang-tidy (core, autograd)" $?
-  grep -m 10 'error' "$logs/tidy"
+  for room in core autograd io models; do
+    if [ "$SECONDS" -ge 660 ]; then
+      echo "  clang-tidy ($room): left out after $SECONDS s"
+      skipped=$((skipped + 1))
+      continue
+    fi
+    find "$room" -name '*.cpp' | while read -r source; do # those of this build: the ranks of MPI are not in every one
+      ! grep -q "/$source\"" "$build/compile_commands.json" || echo "$source"
+    done | xargs -P "$(nproc)" -n 2 clang-tidy -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option >"$logs/tidy" 2>/dev/null
+    checked "clang-tidy ($room)" $?
+    grep -m 10 'error' "$logs/tidy"
+  done
 fi
 
 echo "$passed passed, $failed failed, $skipped skipped"

@@ -1,5 +1,6 @@
 #include "models/layers/delta_net.h"
 
+#include "models/layers/recur.h"
 #include "ops/elementwise.h"
 #include "ops/recurrence/gated_delta_rule.h"
 
@@ -49,10 +50,8 @@ Tensor DeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
     const std::vector<double> ones(N * num_heads_, allow_neg_eigval_ ? 2.0 : 1.0);
     beta = converted(ctx, from_vector(ctx, ones, {N, num_heads_}), accumulator(q.dtype()));
   }
-  const Tensor before = in.state ? in.state->recurrent : Tensor{};
-  const auto out = apply<GatedDeltaRule>(ctx, {q, k, v, beta, {}, before}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
-  if (in.state) in.state->recurrent = out.final_state;
-  return output_(ctx, out.o, in.x);
+  const Tensor o = recur<GatedDeltaRule>(ctx, in, {q, k, v, beta, {}, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+  return output_(ctx, o, in.x);
 }
 
 MixerCost DeltaNetMixer::cost() const {

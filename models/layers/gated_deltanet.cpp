@@ -1,6 +1,7 @@
 #include "models/layers/gated_deltanet.h"
 
 #include "models/layers/delta_net.h"
+#include "models/layers/recur.h"
 #include "ops/gates.h"
 #include "ops/recurrence/gated_delta_rule.h"
 
@@ -39,10 +40,8 @@ Tensor GatedDeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const Tensor q = q_(ctx, in, 0).view(keys), k = k_(ctx, in, 1).view(keys), v = v_(ctx, in, 2).view(values);
   const Tensor beta = writing_strength(ctx, b_(ctx, in.x), allow_neg_eigval_);
   const Tensor log_decay = apply<GdnGate>(ctx, {a_(ctx, in.x), A_log_.use(ctx), dt_bias_.use(ctx)}).log_decay;
-  const Tensor before = in.state ? in.state->recurrent : Tensor{};
-  const auto out = apply<GatedDeltaRule>(ctx, {q, k, v, beta, log_decay, before}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
-  if (in.state) in.state->recurrent = out.final_state;
-  return output_(ctx, out.o, in.x);
+  const Tensor o = recur<GatedDeltaRule>(ctx, in, {q, k, v, beta, log_decay, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+  return output_(ctx, o, in.x);
 }
 
 MixerCost GatedDeltaNetMixer::cost() const {

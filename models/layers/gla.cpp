@@ -1,5 +1,6 @@
 #include "models/layers/gla.h"
 
+#include "models/layers/recur.h"
 #include "models/layers/retnet.h"
 #include "ops/gates.h"
 #include "ops/recurrence/gated_linear_attention.h"
@@ -40,10 +41,8 @@ Tensor GlaMixer::forward(Context& ctx, const MixerInput& in) const {
     v = apply<RepeatHeads>(ctx, {v}, {groups}).y;
     log_decay = apply<RepeatHeads>(ctx, {log_decay}, {groups}).y;
   }
-  const Tensor before = in.state ? in.state->recurrent : Tensor{};
-  const auto out = apply<GatedLinearAttention>(ctx, {q, k, v, log_decay, before}, {.seqs = in.seqs, .scale = {}});
-  if (in.state) in.state->recurrent = out.final_state;
-  return output_(ctx, out.o, in.x);
+  const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
+  return output_(ctx, o, in.x);
 }
 
 MixerCost GlaMixer::cost() const {

@@ -1,5 +1,6 @@
 #include "models/layers/hgrn.h"
 
+#include "models/layers/recur.h"
 #include "ops/gates.h"
 #include "ops/recurrence/linear_recurrence.h"
 #include "ops/swiglu.h"
@@ -27,9 +28,8 @@ Tensor HgrnMixer::forward(Context& ctx, const MixerInput& in) const {
   const Tensor i = i_(ctx, in, 0);
   const auto gate = apply<HgrnGate>(ctx, {f_(ctx, in, 1), lower_bound_of(ctx, lower_bounds_, layer_idx_)});
   const Tensor x = apply<SwiGlu>(ctx, {i, gate.input_gate}).y;
-  const auto h = apply<LinearRecurrence>(ctx, {x, gate.log_decay, in.state ? in.state->recurrent : Tensor{}}, {.seqs = in.seqs});
-  if (in.state) in.state->recurrent = h.final_state;
-  return output_(ctx, h.o, in.x);
+  const Tensor h = recur<LinearRecurrence>(ctx, in, {x, gate.log_decay, {}}, {.seqs = in.seqs});
+  return output_(ctx, h, in.x);
 }
 
 MixerCost HgrnMixer::cost() const {

@@ -1,6 +1,7 @@
 #include "models/layers/hgrn2.h"
 
 #include "models/layers/hgrn.h"
+#include "models/layers/recur.h"
 #include "ops/elementwise.h"
 #include "ops/gates.h"
 #include "ops/recurrence/gated_linear_attention.h"
@@ -29,11 +30,9 @@ Tensor Hgrn2Mixer::forward(Context& ctx, const MixerInput& in) const {
   const Tensor q = apply<Silu>(ctx, {q_(ctx, in, 0)}).y;
   const auto gate = apply<HgrnGate>(ctx, {f_(ctx, in, 1), lower_bound_of(ctx, lower_bounds_, layer_idx_)});
   const Tensor v = i_(ctx, in, 2);
-  const Tensor before = in.state ? in.state->recurrent : Tensor{};
-  const auto out = apply<GatedLinearAttention>(ctx, {q.view(keys), gate.input_gate.view(keys), v.view(values), gate.log_decay.view(keys), before},
+  const Tensor o = recur<GatedLinearAttention>(ctx, in, {q.view(keys), gate.input_gate.view(keys), v.view(values), gate.log_decay.view(keys), {}},
                                                {.seqs = in.seqs, .scale = {}});
-  if (in.state) in.state->recurrent = out.final_state;
-  return output_(ctx, out.o, in.x);
+  return output_(ctx, o, in.x);
 }
 
 MixerCost Hgrn2Mixer::cost() const {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "models/layers/recur.h"
 #include "ops/recurrence/gated_linear_attention.h"
 #include "ops/repeat_heads.h"
 #include "ops/rotary.h"
@@ -55,10 +56,8 @@ Tensor RetNetMixer::forward(Context& ctx, const MixerInput& in) const {
     v = apply<RepeatHeads>(ctx, {v}, {groups}).y;
   }
   const Tensor log_decay = retention_log_decay(ctx, num_heads_, accumulator(q.dtype()));
-  const Tensor before = in.state ? in.state->recurrent : Tensor{};
-  const auto out = apply<GatedLinearAttention>(ctx, {q, k, v, log_decay, before}, {.seqs = in.seqs, .scale = {}});
-  if (in.state) in.state->recurrent = out.final_state;
-  return output_(ctx, out.o, in.x);
+  const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
+  return output_(ctx, o, in.x);
 }
 
 MixerCost RetNetMixer::cost() const {

@@ -12,7 +12,7 @@ namespace braid::cli {
 
 /// The two options every computing command has.
 struct DeviceOptions {
-  std::string device;   // "cpu", "cuda", or empty: cuda if there is one
+  std::string device;   // "cpu" or "cuda"; empty: cpu
   int64_t threads = 0;  // 0: one per usable core
 };
 
