@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/kernels/attention/fast.h"
 #include "cuda/kernels/attention/plain.h"
 #include "cuda/kernels/operands.h"
@@ -22,13 +24,18 @@ attention::Problem problem_for(Context& ctx, const Tensor& q, const Tensor& k, c
   return problem;
 }
 
+thread_local attention::Path last_path = attention::Path::hopper;
+
 attention::Path path_for(const attention::Problem& problem) {
   static const bool on_hopper = attention::built_for_hopper();
   if (problem.Nq == 0 || problem.Nk == 0) return attention::Path::plain;  // nothing to describe to the copy engine
-  return attention::path_for(problem, on_hopper);
+  return std::min(last_path, attention::path_for(problem, on_hopper));
 }
 
 }  // namespace
+
+attention::PathLimit::PathLimit(Path last) : before_(last_path) { last_path = last; }
+attention::PathLimit::~PathLimit() { last_path = before_; }
 
 Attention::Saved Attention::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   attention::Problem problem = problem_for(ctx, in.q, in.k, in.v, attrs);

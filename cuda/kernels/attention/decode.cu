@@ -179,8 +179,9 @@ void launch_decode(Context& ctx, const Problem& problem, int64_t max_keys) {
   Params params = {.problem = problem, .queries = decode_queries(problem)};
   const int64_t blocks = num_tiles(problem.Nq, problem.S, params.queries) * problem.HK;
   const int64_t at_once = P::kBlocksPerMultiprocessor * cuda::facts(ctx.device().index).num_multiprocessors;
-  const int64_t steps = (max_keys + kWarps * P::kKeys - 1) / (kWarps * P::kKeys);
-  params.splits = static_cast<int>(std::clamp<int64_t>(at_once / std::max<int64_t>(1, blocks), 1, std::min<int64_t>(steps, 256)));
+  constexpr int64_t kLeast = 4 * kWarps * P::kKeys;  // keys worth a block and its share of joining
+  const int64_t most = (max_keys + kLeast - 1) / kLeast;
+  params.splits = static_cast<int>(std::clamp<int64_t>(at_once / std::max<int64_t>(1, blocks), 1, std::clamp<int64_t>(most, 1, 256)));
   Tensor o, sum;
   if (params.splits > 1) {
     o = Tensor::empty(ctx, {params.splits, problem.Nq, problem.H, D}, DType::f32);

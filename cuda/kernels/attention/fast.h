@@ -1,6 +1,7 @@
 // The tensor-core paths: bf16, D = DV of 64, 128 or 256, a positive scale. What they do not take goes to plain.h.
 #pragma once
 #include "core/context.h"
+#include "cuda/kernels/attention/path.h"
 #include "cuda/kernels/attention/problem.h"
 
 namespace braid::attention {
@@ -10,14 +11,11 @@ inline bool aligned(const Problem& problem) {
   return is_aligned(problem.q) && is_aligned(problem.k) && is_aligned(problem.v) && is_aligned(problem.o) && is_aligned(problem.d_o);
 }
 
-/// The path for a call; backward (d_o set) takes the same way as forward but where it says otherwise.
-enum class Path { plain, mma, hopper };
 inline Path path_for(const Problem& problem, bool on_hopper) {
   const bool dim = problem.D == 64 || problem.D == 128 || problem.D == 256;
   if (!problem.is_bf16 || !dim || problem.D != problem.DV || !(problem.scale > 0) || !aligned(problem)) return Path::plain;
   constexpr int64_t kMaxTokens = int64_t{1} << 31;  // coordinates of the copy engine
-  const bool backward_of_256 = problem.d_o && problem.D == 256;
-  return on_hopper && problem.Nq < kMaxTokens && problem.Nk < kMaxTokens && !backward_of_256 ? Path::hopper : Path::mma;
+  return on_hopper && problem.Nq < kMaxTokens && problem.Nk < kMaxTokens ? Path::hopper : Path::mma;
 }
 
 /// `mma.sync`: sm_80 and later.
@@ -27,7 +25,7 @@ void mma_backward(Context& ctx, const Problem& problem);
 
 /// TMA and `wgmma`: a GPU of compute capability 9.0.
 void hopper_forward(Context& ctx, const Problem& problem);
-/// Needs d_o and stats; D of 64 or 128.
+/// Needs d_o and stats.
 void hopper_backward(Context& ctx, const Problem& problem);
 /// Whether this build has sm_90a code and the current device runs it.
 bool built_for_hopper();

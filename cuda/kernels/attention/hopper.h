@@ -8,7 +8,8 @@ namespace braid::attention::hopper {
 
 using device::WgmmaTile;
 
-constexpr int kBox = 64;  // tokens of a copy
+/// Tokens of a copy: no tile is shorter.
+constexpr int box_of(int64_t D) { return D > 128 ? 32 : 64; }
 
 /// The threads of a block: warpgroups that multiply, and one before them whose first thread copies; registers go to where the sums are.
 template <int groups>
@@ -22,7 +23,7 @@ struct Crew {
 __device__ inline int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 16 - 64; }
 
 struct Params {
-  CUtensorMap q, k, v, d_o;  // boxes of 64 tokens
+  CUtensorMap q, k, v, d_o;  // boxes of box_of(D) tokens
   Problem problem;
   int64_t items;    // tiles × heads; a block works on one after the other
   unsigned* taken;  // items given out beyond the first of every block; zero at the start
@@ -89,7 +90,7 @@ __device__ void copy_tile(const WgmmaTile<kRows, D>& tile, const CUtensorMap& ma
 #pragma unroll
   for (int column = 0; column < D; column += 64)
 #pragma unroll
-    for (int row = 0; row < kRows; row += kBox)
+    for (int row = 0; row < kRows; row += box_of(D))
       device::tma_load(tile.base + column / 64 * tile.kChunkBytes + row * 128, map, barrier, column, static_cast<int>(h),
                        static_cast<int>(token) + row);
 }

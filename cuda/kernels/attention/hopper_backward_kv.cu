@@ -9,13 +9,15 @@ namespace {
 using namespace hopper;
 using device::barrier_wait;
 
-constexpr int kQueries = 64;
-
-template <int dim>
+/// Both gradients in one walk up to heads of 128; above, the sums of one fill the registers and there is a walk for each.
+template <int dim, bool with_d_k, bool with_d_v>
 struct Plan {
   static constexpr int kDim = dim;
+  static constexpr bool kWithDK = with_d_k, kWithDV = with_d_v;
+  using SumsDK = Sums<with_d_k ? dim : 8>;
+  using SumsDV = Sums<with_d_v ? dim : 8>;
   using Crew = hopper::Crew<dim == 64 ? 3 : 2>;
-  static constexpr int kKeys = Crew::kRows, kStages = 4;
+  static constexpr int kKeys = Crew::kRows, kQueries = dim > 128 ? 32 : 64, kStages = dim > 128 ? 2 : 4;
   using Keys = WgmmaTile<kKeys, dim>;
   using Queries = WgmmaTile<kQueries, dim>;
   static constexpr int kTileBytes = 2 * Keys::kBytes + 2 * kStages * Queries::kBytes;
@@ -68,7 +70,7 @@ __device__ Work find_work(const Params& params, int64_t item) {
   work.token = work.tile.k_begin + work.tile.first;
   work.queries = queries_of(p, work.tile, work.tile.first, work.count);
   const int64_t seen_by = work.count > 0 ? max(int64_t{0}, work.queries.end - work.queries.begin) : 0;
-  work.turns = static_cast<int>((seen_by + kQueries - 1) / kQueries * work.group);
+  work.turns = static_cast<int>((seen_by + P::kQueries - 1) / P::kQueries * work.group);
   work.seen_by = static_cast<int>(seen_by);
   work.ahead = static_cast<int>(work.tile.position(work.queries.begin) - work.tile.first);
   return work;
@@ -98,7 +100,7 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
     copy_tile(shared.q(stage), params.q, barrier, h, token + first);
     copy_tile(shared.d_o(stage), params.d_o, barrier, h, token + first);
     device::bulk_load(shared.stats(stage), stats_of(params.problem, h, (token + first) / 2 * 2), P::kStatsBytes, barrier);
-    first += kQueries;
+    first += P::kQueries;
     if (first >= work.seen_by) first = 0, ++h;
   }
 }
@@ -113,8 +115,9 @@ __device__ float2 load_pair(uint32_t address) {
 /// but the copies is written to shared memory. At least one turn: with none, zeros and sums would meet where products are under way, and
 /// the compiler would make all of them wait.
 template <class P>
-__device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at, Sums<P::kDim>& d_k, Sums<P::kDim>& d_v) {
-  constexpr int D = P::kDim;
+__device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at, typename P::SumsDK& d_k,
+                          typename P::SumsDV& d_v) {
+  constexpr int D = P::kDim, kQueries = P::kQueries;
   const int lane = threadIdx.x % 32;
   const float scale_log2 = p.scale * kLog2E;
   const int window = static_cast<int>(p.window);
@@ -132,9 +135,11 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     device::wgmma_fence();
     begin_multiply_rows(s, shared.k(), warp_row() / 64 * 64, q);
     device::wgmma_commit();
-    begin_multiply_rows(d_p, shared.v(), warp_row() / 64 * 64, d_o);
-    device::wgmma_commit();
-    device::wgmma_wait<1>();  // and the products of the turn before
+    if constexpr (P::kWithDK) {
+      begin_multiply_rows(d_p, shared.v(), warp_row() / 64 * 64, d_o);
+      device::wgmma_commit();
+    }
+    device::wgmma_wait<P::kWithDK ? 1 : 0>();  // and the products of the turn before
     if (last_stage >= 0) release(shared.read(last_stage));
     last_stage = stage;
     device::settle(s);
@@ -150,24 +155,28 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     const int ahead = work.ahead + first, count = work.seen_by - first;
     if (count < kQueries || needs_mask(ahead, kQueries, P::kKeys, window)) mask_queries<kQueries>(s, warp_row() - ahead, window, count, 0);
     round_all<kQueries>(weights, s);
-    device::wgmma_fence();
-    begin_add_product<kQueries, D>(d_v, weights, d_o);
-    device::wgmma_commit();
-    device::wgmma_wait<1>();
-    device::settle(d_p);
+    if constexpr (P::kWithDV) {
+      device::wgmma_fence();
+      begin_add_product<kQueries, D>(d_v, weights, d_o);
+      device::wgmma_commit();
+    }
+    if constexpr (P::kWithDK) {
+      device::wgmma_wait<P::kWithDV ? 1 : 0>();
+      device::settle(d_p);
 #pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j)
+      for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float delta = load_pair(stats + 64 * j + 8 * c).y;
-        s[j][c] *= d_p[j][c] - delta;
-        s[j][2 + c] *= d_p[j][2 + c] - delta;
-      }
-    round_all<kQueries>(d_s, s);
-    device::wgmma_wait<0>();  // d_v is done by now; its weights give their registers to the next scores
-    device::wgmma_fence();
-    begin_add_product<kQueries, D>(d_k, d_s, q);
-    device::wgmma_commit();
+        for (int c = 0; c < 2; ++c) {
+          const float delta = load_pair(stats + 64 * j + 8 * c).y;
+          s[j][c] *= d_p[j][c] - delta;
+          s[j][2 + c] *= d_p[j][2 + c] - delta;
+        }
+      round_all<kQueries>(d_s, s);
+      device::wgmma_wait<0>();  // d_v is done by now; its weights give their registers to the next scores
+      device::wgmma_fence();
+      begin_add_product<kQueries, D>(d_k, d_s, q);
+      device::wgmma_commit();
+    }
     at.queries.advance();
     first = first + kQueries < work.seen_by ? first + kQueries : 0;
   } while (++turn < work.turns);
@@ -182,17 +191,20 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
 template <class P>
 __device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at) {
   constexpr int D = P::kDim;
-  Sums<D> d_k, d_v;
-  clear<D>(d_k);
-  clear<D>(d_v);
+  typename P::SumsDK d_k;
+  typename P::SumsDV d_v;
+  clear<P::kWithDK ? D : 8>(d_k);
+  clear<P::kWithDV ? D : 8>(d_v);
   if (work.turns > 0) add_turns<P>(p, work, shared, at, d_k, d_v);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = warp_row() + threadIdx.x % 32 / 4 + 8 * i;
     if (row >= work.count) continue;
     const int64_t offset = ((work.token + row) * p.HK + work.hk) * D;
-    if (p.d_k) store_row<D>(static_cast<bf16*>(p.d_k) + offset, d_k, i, p.scale);
-    if (p.d_v) store_row<D>(static_cast<bf16*>(p.d_v) + offset, d_v, i, 1);
+    if constexpr (P::kWithDK)
+      if (p.d_k) store_row<D>(static_cast<bf16*>(p.d_k) + offset, d_k, i, p.scale);
+    if constexpr (P::kWithDV)
+      if (p.d_v) store_row<D>(static_cast<bf16*>(p.d_v) + offset, d_v, i, 1);
   }
 }
 
@@ -221,9 +233,9 @@ __global__ void __launch_bounds__(P::Crew::kThreads, 1) backward_kv_kernel(const
   }
 }
 
-template <int D>
+template <int D, bool with_d_k, bool with_d_v>
 void launch_kv(Context& ctx, const Problem& problem) {
-  using P = Plan<D>;
+  using P = Plan<D, with_d_k, with_d_v>;
   const int64_t items = num_tiles(problem.Nk, problem.S, P::kKeys) * problem.HK;
   launch_items<P>(ctx, "attention_hopper_backward_kv", &backward_kv_kernel<P>, problem, items);
 }
@@ -231,8 +243,10 @@ void launch_kv(Context& ctx, const Problem& problem) {
 }  // namespace
 
 void hopper_backward_kv(Context& ctx, const Problem& problem) {
-  if (problem.D == 64) launch_kv<64>(ctx, problem);
-  else launch_kv<128>(ctx, problem);
+  if (problem.D == 64) return launch_kv<64, true, true>(ctx, problem);
+  if (problem.D == 128) return launch_kv<128, true, true>(ctx, problem);
+  if (problem.d_k) launch_kv<256, true, false>(ctx, problem);
+  if (problem.d_v) launch_kv<256, false, true>(ctx, problem);
 }
 
 }  // namespace braid::attention

@@ -9,15 +9,14 @@ namespace {
 using namespace hopper;
 using device::barrier_wait;
 
-constexpr int kKeys = 64;
-
 template <int dim>
 struct Plan {
   static constexpr int kDim = dim;
   using Crew = hopper::Crew<dim == 64 ? 3 : 2>;
-  static constexpr int kQueries = Crew::kRows, kStages = 4;
+  static constexpr int kQueries = Crew::kRows, kKeys = dim > 128 ? 32 : 64, kStages = dim > 128 ? 2 : 4;
   // At 64, ptxas 13.0 gives the registers of q or d_o to d_s within a turn, although the next turn reads them: wrong results.
-  static constexpr bool kInRegisters = dim > 64;
+  // At 256 there is no room.
+  static constexpr bool kInRegisters = dim == 128;
   using Queries = WgmmaTile<kQueries, dim>;
   using Keys = WgmmaTile<kKeys, dim>;
   static constexpr int kTileBytes = 2 * Queries::kBytes + 2 * kStages * Keys::kBytes;
@@ -67,8 +66,8 @@ __device__ Work find_work(const Params& params, int64_t item) {
   work.count = min(int64_t{P::kQueries}, work.tile.lq - work.tile.first);
   work.token = work.tile.q_begin + work.tile.first;
   work.keys = keys_of(p, work.tile, work.tile.first, work.count);
-  work.num_tiles = work.count > 0 ? static_cast<int>((work.keys.end - work.keys.begin + kKeys - 1) / kKeys) : 0;
-  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - work.keys.begin) - (work.num_tiles - 1) * kKeys;
+  work.num_tiles = work.count > 0 ? static_cast<int>((work.keys.end - work.keys.begin + P::kKeys - 1) / P::kKeys) : 0;
+  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - work.keys.begin) - (work.num_tiles - 1) * P::kKeys;
   return work;
 }
 
@@ -89,7 +88,7 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
 #pragma unroll 1  // in few registers
   for (int t = work.num_tiles - 1; t >= 0; --t, at.keys.advance()) {
     const int stage = at.keys.stage;
-    const int64_t token = work.tile.k_begin + work.keys.begin + int64_t{t} * kKeys;
+    const int64_t token = work.tile.k_begin + work.keys.begin + int64_t{t} * P::kKeys;
     barrier_wait(shared.read(stage), at.keys.parity ^ 1);
     device::barrier_expect(shared.full(stage), 2 * P::Keys::kBytes);
     copy_tile(shared.keys(stage), params.k, shared.full(stage), work.hk, token);
@@ -101,7 +100,7 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
 /// only; the product with d_s runs on under the scores of the next tile.
 template <class P>
 __device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at) {
-  constexpr int D = P::kDim;
+  constexpr int D = P::kDim, kKeys = P::kKeys;
   const int window = static_cast<int>(p.window);
   int ahead = work.ahead;
   const float scale_log2 = p.scale * kLog2E;
@@ -204,7 +203,8 @@ void launch_q(Context& ctx, const Problem& problem) {
 void hopper_backward(Context& ctx, const Problem& problem) {
   if (problem.d_q) {
     if (problem.D == 64) launch_q<64>(ctx, problem);
-    else launch_q<128>(ctx, problem);
+    else if (problem.D == 128) launch_q<128>(ctx, problem);
+    else launch_q<256>(ctx, problem);
   }
   if (problem.d_k || problem.d_v) hopper_backward_kv(ctx, problem);
 }

@@ -12,10 +12,11 @@ namespace braid::attention::hopper {
 
 inline Params params_for(const Problem& problem) {
   Params params = {.problem = problem};
-  params.q = cuda::head_tensor_map(problem.q, problem.Nq, problem.H, problem.D, kBox);
-  params.k = cuda::head_tensor_map(problem.k, problem.Nk, problem.HK, problem.D, kBox);
-  params.v = cuda::head_tensor_map(problem.v, problem.Nk, problem.HK, problem.D, kBox);
-  if (problem.d_o) params.d_o = cuda::head_tensor_map(problem.d_o, problem.Nq, problem.H, problem.D, kBox);
+  const int box = box_of(problem.D);
+  params.q = cuda::head_tensor_map(problem.q, problem.Nq, problem.H, problem.D, box);
+  params.k = cuda::head_tensor_map(problem.k, problem.Nk, problem.HK, problem.D, box);
+  params.v = cuda::head_tensor_map(problem.v, problem.Nk, problem.HK, problem.D, box);
+  if (problem.d_o) params.d_o = cuda::head_tensor_map(problem.d_o, problem.Nq, problem.H, problem.D, box);
   return params;
 }
 
