@@ -163,6 +163,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     if constexpr (P::kWithDK) {
       device::wgmma_wait<P::kWithDV ? 1 : 0>();
       device::settle(d_p);
+      if (turn + 1 == work.turns) release(shared.keys_read());  // the next item's come under the end of this one
 #pragma unroll
       for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
@@ -184,7 +185,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
   device::settle(d_k);
   device::settle(d_v);
   release(shared.read(last_stage));
-  release(shared.keys_read());
+  if constexpr (!P::kWithDK) release(shared.keys_read());
 }
 
 /// A warpgroup: 64 of the keys.
