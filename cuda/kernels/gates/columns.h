@@ -26,16 +26,8 @@ struct ColumnPlan {
 };
 
 #ifdef __CUDACC__
-/// body(element index) for each element of the calling thread's column d, and then the row of partial sums it has to write.
-template <class Body>
-__device__ inline int64_t walk_column(const ColumnPlan& plan, int64_t d, Body&& body) {
-  const int64_t group = threadIdx.x / plan.columns, first = blockIdx.x * plan.strip_rows;
-  const int64_t last = min(plan.N, first + plan.strip_rows);
-  for (int64_t n = first + group; n < last; n += plan.groups) body(n * plan.D + d);
-  return blockIdx.x * plan.groups + group;
-}
-
-/// The same with body(fetch(element index), element index), where `ahead` fetches are under way before the first is used.
+/// body(fetch(element index), element index) for each element of the calling thread's column d, and then the row of partial sums it has to
+/// write; `ahead` fetches are under way before the first is used.
 template <int ahead, class Fetch, class Body>
 __device__ inline int64_t walk_column(const ColumnPlan& plan, int64_t d, Fetch&& fetch, Body&& body) {
   const int64_t group = threadIdx.x / plan.columns, first = blockIdx.x * plan.strip_rows;

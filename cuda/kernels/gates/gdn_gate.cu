@@ -19,14 +19,23 @@ struct GdnParams {
   float* d_dt_bias;          // partial sums [strips · groups, HV], or null
 };
 
+/// There are few heads: what takes time is waiting for operands, so many are fetched at once.
+constexpr int kAhead = 8;
+
+template <class T>
+struct Operands {
+  T a;
+  float d_log_decay;
+};
+
 // log_decay = −exp(A_log) softplus(a + dt_bias)
 template <class T>
 __global__ void __launch_bounds__(256) gdn_gate_forward(GdnParams p) {
   const int64_t h = cuda::column_of_thread(p.plan);
   if (h >= p.plan.D) return;
   const float rate = -expf(p.A_log[h]), bias = p.dt_bias[h];
-  cuda::walk_column(p.plan, h,
-                    [&](int64_t i) { p.log_decay[i] = rate * functions::softplus(device::to_float(static_cast<const T*>(p.a)[i]) + bias); });
+  const auto fetch = [&](int64_t i) { return static_cast<const T*>(p.a)[i]; };
+  cuda::walk_column<kAhead>(p.plan, h, fetch, [&](T a, int64_t i) { p.log_decay[i] = rate * functions::softplus(device::to_float(a) + bias); });
 }
 
 // d_z = −d_log exp(A_log) sigmoid(z) with z = a + dt_bias:   d_a = d_z,   d_dt_bias = Σ d_z,   d_A_log = Σ d_log log_decay
@@ -36,8 +45,9 @@ __global__ void __launch_bounds__(256) gdn_gate_backward(GdnParams p) {
   if (h >= p.plan.D) return;
   const float rate = -expf(p.A_log[h]), bias = p.dt_bias[h];
   float d_rate = 0, d_bias = 0;
-  const int64_t partial = cuda::walk_column(p.plan, h, [&](int64_t i) {
-    const float z = device::to_float(static_cast<const T*>(p.a)[i]) + bias, d = p.d_log_decay[i] * rate, d_z = d * functions::sigmoid(z);
+  const auto fetch = [&](int64_t i) { return Operands<T>{static_cast<const T*>(p.a)[i], p.d_log_decay[i]}; };
+  const int64_t partial = cuda::walk_column<kAhead>(p.plan, h, fetch, [&](const Operands<T>& at, int64_t i) {
+    const float z = device::to_float(at.a) + bias, d = at.d_log_decay * rate, d_z = d * functions::sigmoid(z);
     d_rate += d * functions::softplus(z);
     d_bias += d_z;
     if (p.d_a) static_cast<T*>(p.d_a)[i] = device::from_float<T>(d_z);
