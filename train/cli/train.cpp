@@ -101,7 +101,7 @@ int64_t num_micro_batches(const TrainCommand& o) {
 }
 
 /// The ranks of mpirun, or this process alone.
-std::unique_ptr<Communicator> make_ranks([[maybe_unused]] const TrainCommand& o, const Context& ctx) {
+std::unique_ptr<Communicator> make_ranks([[maybe_unused]] const TrainCommand& o, [[maybe_unused]] const Context& ctx) {
 #ifdef BRAID_WITH_MPI
   if (started_by_mpi()) {
     BRAID_CHECK(ctx.on_cpu(), "--device must be cpu for ranks of mpirun, got ", o.device.device);
