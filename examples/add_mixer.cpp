@@ -5,6 +5,7 @@
 
 #include "models/layers/mixer_output.h"
 #include "models/layers/projection.h"
+#include "models/layers/recur.h"
 #include "ops/elementwise.h"
 #include "ops/recurrence/gated_linear_attention.h"
 
@@ -37,10 +38,8 @@ class ScalarDecayMixer final : public Mixer {
     const Tensor q = q_(ctx, in, 0).view({N, num_heads_, head_k_dim_}), k = k_(ctx, in, 1).view({N, num_heads_, head_k_dim_});
     const Tensor v = v_(ctx, in, 2).view({N, num_heads_, head_v_dim_});
     const Tensor log_decay = apply<LogSigmoid>(ctx, {decay_(ctx, in.x)}).y;
-    const Tensor before = in.state ? in.state->recurrent : Tensor{};
-    const auto out = apply<GatedLinearAttention>(ctx, {q, k, v, log_decay, before}, {.seqs = in.seqs, .scale = {}});
-    if (in.state) in.state->recurrent = out.final_state;
-    return output_(ctx, out.o, in.x);
+    const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
+    return output_(ctx, o, in.x);
   }
 
   // 3. What it costs, for `braid models` and the MFU.

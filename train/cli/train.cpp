@@ -229,7 +229,8 @@ int run_train(const Arguments& arguments) {
   RunOptions run = run_options(o, config);
   const auto task = o.recall.task.empty() ? nullptr : make_task(o.recall, o.seed, config.vocab_size);
   const std::unique_ptr<BatchSource> source = make_source(o, sources, task.get(), share);
-  const TrainOptions train = train_options(o, config, ctx);
+  TrainOptions train = train_options(o, config, ctx);
+  train.peak_flops *= ranks->size();
   HybridLm model(config);
   const ScoreFunction score = score_with(model);
   if (val_source) run.validate = [&] { return evaluate_text(ctx, score, *val_source, o.context, o.batch_tokens, o.val_tokens).loss(); };
