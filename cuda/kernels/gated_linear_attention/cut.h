@@ -18,16 +18,19 @@ struct Piece {
   int64_t num_chunks;
 };
 
+/// `known`: the cut's length where it is a constant (a division by another is a hundred instructions), else 0.
+template <int64_t known = 0>
 __device__ inline Piece piece_of(const Cut& cut, int64_t slot) {
+  const int64_t length = known ? known : cut.length;
   int64_t low = 0, high = cut.num_sequences;  // the sequence is in [low, high)
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
-    if (cut.cu_seqlens[middle] / cut.length + middle <= slot) low = middle;
+    if (cut.cu_seqlens[middle] / length + middle <= slot) low = middle;
     else high = middle;
   }
   const int64_t begin = cut.cu_seqlens[low], end = cut.cu_seqlens[low + 1];
-  const int64_t first = begin + (slot - begin / cut.length - low) * cut.length;
-  const int64_t count = first >= end ? 0 : first + cut.length < end ? cut.length : end - first;
+  const int64_t first = begin + (slot - begin / length - low) * length;
+  const int64_t count = first >= end ? 0 : first + length < end ? length : end - first;
   const bool is_first = first == begin, is_last = count > 0 ? first + count == end : is_first;
   return {slot, low, first, count, begin / kChunk + low + (first - begin) / kChunk, is_first, is_last, (count + kChunk - 1) / kChunk};
 }
@@ -36,7 +39,8 @@ __device__ inline Piece piece_of(const Cut& cut, int64_t slot) {
 struct Prepared {
   Tensor q;      // [N, H, K] bf16: scale q exp(G)
   Tensor k;      // [N, H, K] bf16: k exp(G of the chunk's last token - G)
-  Tensor pairs;  // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0
+  Tensor pairs;  // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0;
+                 // for the walks in reverse as [s, t]
   Tensor decay;  // [chunks, H, K] f32: the product of the chunk's decays
 };
 
@@ -96,6 +100,7 @@ struct PrepareParams {
   device::bf16* k;
   device::bf16* pairs;
   float* decay;
+  bool transposed;  // pairs as [s, t]
 };
 void launch_prepare(Context& ctx, const PrepareParams& params);
 

@@ -14,12 +14,15 @@ constexpr int64_t kMinSegment = 256;  // of four chunks: below, the states' byte
 
 constexpr bool is_built(int64_t size) { return size == 64 || size == 128 || size == 256 || size == 512; }
 
-/// Segments as long as still give every multiprocessor two blocks; one a sequence where the sequences do that themselves.
+/// One segment a sequence where none is longer than what two blocks a multiprocessor share; else segments of half that, so that long ones
+/// among short ones do not end last alone.
 int64_t segment_length(const Problem& p, const Sequences& seqs, int num_multiprocessors) {
   const int64_t N = seqs.num_tokens(), blocks_a_segment = p.H * std::max<int64_t>(1, p.V / 128);
-  const int64_t wanted = N * blocks_a_segment / (2 * num_multiprocessors);
-  const int64_t length = std::max(kMinSegment, (wanted + kMinSegment - 1) / kMinSegment * kMinSegment);
-  return seqs.max_length() <= length ? (N / kChunk + 1) * kChunk : length;
+  const auto length = [&](int64_t blocks) {
+    const int64_t tokens = N * blocks_a_segment / (blocks * num_multiprocessors);
+    return std::max(kMinSegment, (tokens + kMinSegment - 1) / kMinSegment * kMinSegment);
+  };
+  return seqs.max_length() <= length(2) ? (N / kChunk + 1) * kChunk : length(4);
 }
 
 FastProblem fast_problem(Context& ctx, const Problem& p, const Sequences& seqs) {
@@ -31,11 +34,11 @@ FastProblem fast_problem(Context& ctx, const Problem& p, const Sequences& seqs) 
 Tensor key_rows(Context& ctx, const FastProblem& f) { return Tensor::empty(ctx, {f.num_tokens, f.problem.H, f.problem.K}, DType::bf16); }
 bf16* rows_of(const Tensor& tensor) { return static_cast<bf16*>(cuda::address(tensor)); }
 
-Prepared prepared(Context& ctx, const FastProblem& f) {
+Prepared prepared(Context& ctx, const FastProblem& f, bool reverse) {
   const Problem& p = f.problem;
   Prepared result{key_rows(ctx, f), key_rows(ctx, f), Tensor::empty(ctx, {f.chunks.slots, p.H, kChunk, kChunk}, DType::bf16),
                   Tensor::empty(ctx, {f.chunks.slots, p.H, p.K}, DType::f32)};
-  launch_prepare(ctx, {p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>()});
+  launch_prepare(ctx, {p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), reverse});
   return result;
 }
 
@@ -128,7 +131,7 @@ bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttenti
 Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in, const GatedLinearAttention::Attrs& attrs,
                     GatedLinearAttention::Outputs& out) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = prepared(ctx, f);
+  const Prepared ready = prepared(ctx, f, false);
   WalkParams walk = walk_params(f, ready, ready.q.raw(), ready.k.raw(), p.v, false);
   const Tensor states = segment_states(ctx, f, walk, in.initial_state);
   walk.states = cuda::address_of<float>(states);
@@ -141,7 +144,7 @@ Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::
 void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
                    const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = prepared(ctx, f);
+  const Prepared ready = prepared(ctx, f, true);
   Tensor d_o = d_out.o;
   if (!d_o) d_o = Tensor::zeros(ctx, saved.v.shape(), DType::bf16);
   WalkParams walk = walk_params(f, ready, ready.k.raw(), ready.q.raw(), d_o.raw(), true);

@@ -32,7 +32,7 @@ __device__ inline void mix(const FinishParams& params, const Piece& chunk, int64
     __syncthreads();
   }
   const auto put = [&](int t, int s, float x) {
-    *reinterpret_cast<device::bf16*>(mixed + tile_byte(t, s / 8, 64) + s % 8 * 2) = device::from_float<device::bf16>(x);
+    *reinterpret_cast<device::bf16*>(mixed + tile_byte(t, s / 8) + s % 8 * 2) = device::from_float<device::bf16>(x);
   };
 #pragma unroll
   for (int j = 0; j < 4; ++j)

@@ -22,7 +22,7 @@ struct FinishShared {
 
 /// product += M scaled over the pairs of `level`, for this warp's 16 tokens and 32 channels.
 __device__ inline void add_mixed(const FinishShared& shared, const char* scaled, const Place& place, int level, float (&product)[4][4]) {
-  const BlockAddress mixed(device::shared_address(shared.mixed), 64, true), columns(device::shared_address(scaled), 64, true);
+  const BlockAddress mixed(device::shared_address(shared.mixed), true), columns(device::shared_address(scaled), true);
   const int row = place.lane / 4, column = place.lane % 4 * 2;
 #pragma unroll 1
   for (int k = 0; k < (level == 32 ? 2 : 1); ++k) {
@@ -71,11 +71,17 @@ struct Gradients {
     char* const tile = shared.scaled[level & 0x15 ? 0 : 1];
     Pairs factor;
     Words scaled;
-    each([&](int i, int j) {
-      factor[i][j] = factor_at(shared.sums, place, i, j, level);
-      scaled[i][j] = scaled_word(word_at(shared.tiles[place.is_upper(i, level) ? 0 : 1], place, i, j), factor[i][j]);
-      word_at(tile, place, i, j) = scaled[i][j];
-    });
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const FactorAt at(shared.sums, place, i, level);
+      const char* const from_tile = shared.tiles[place.is_upper(i, level) ? 0 : 1];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        factor[i][j] = at.factor(j);
+        scaled[i][j] = scaled_word(*reinterpret_cast<const uint32_t*>(from_tile + place.byte(i, j)), factor[i][j]);
+        word_at(tile, place, i, j) = scaled[i][j];
+      }
+    }
     __syncthreads();
     float product[4][4] = {};
     add_mixed(shared, tile, place, level, product);
@@ -127,7 +133,7 @@ __global__ void __launch_bounds__(kLevelThreads, 2) finish(FinishParams params) 
   extern __shared__ __align__(128) char finish_memory[];
   FinishShared& shared = *reinterpret_cast<FinishShared*>(finish_memory);
   const Problem& p = params.problem;
-  const Piece chunk = piece_of(params.chunks, blockIdx.x);
+  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
   if (chunk.count == 0) return;
   const int64_t h = blockIdx.y, stride = p.H * p.K;
   const int count = static_cast<int>(chunk.count);

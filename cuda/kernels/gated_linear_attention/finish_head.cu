@@ -15,8 +15,8 @@ struct FinishHeadShared {
 
 /// q += (M below the diagonal) · k, k += (M above it) · q, for this warp's 16 tokens and 32 channels.
 __device__ inline void add_pairs(const FinishHeadShared& shared, const Place& place, float (&q)[4][4], float (&k)[4][4]) {
-  const BlockAddress mixed(device::shared_address(shared.mixed), 64, true);
-  const BlockAddress q_at(device::shared_address(shared.tiles[0]), 64, true), k_at(device::shared_address(shared.tiles[1]), 64, true);
+  const BlockAddress mixed(device::shared_address(shared.mixed), true);
+  const BlockAddress q_at(device::shared_address(shared.tiles[0]), true), k_at(device::shared_address(shared.tiles[1]), true);
   const int row = place.lane / 4, column = place.lane % 4 * 2;
   const uint32_t below = (column < row ? 0xffffu : 0) | (column + 1 < row ? 0xffff0000u : 0);
   for (int i = 0; i < 4; ++i) {
@@ -96,7 +96,7 @@ __device__ inline void store_decays(const FinishParams& params, const Piece& chu
 __global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams params) {
   __shared__ __align__(128) FinishHeadShared shared;
   const Problem& p = params.problem;
-  const Piece chunk = piece_of(params.chunks, blockIdx.x);
+  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
   if (chunk.count == 0) return;
   const int64_t h = blockIdx.y, stride = p.H * p.K;
   const int count = static_cast<int>(chunk.count);

@@ -87,7 +87,7 @@ struct Place {
   const int lane = threadIdx.x % 32, band = threadIdx.x / 32 % 4, half = threadIdx.x / 128;
   __device__ int row(int i) const { return 16 * band + lane / 4 + 8 * i; }
   __device__ int column(int j) const { return 32 * half + 8 * j + lane % 4 * 2; }
-  __device__ int byte(int i, int j) const { return tile_byte(row(i), 4 * half + j, 64) + lane % 4 * 4; }
+  __device__ int byte(int i, int j) const { return tile_byte(row(i), 4 * half + j) + lane % 4 * 4; }
   __device__ bool is_upper(int i, int level) const { return row(i) & level; }
 };
 
@@ -105,18 +105,25 @@ __device__ inline void each(Body&& body) {
     for (int j = 0; j < 4; ++j) body(i, j);
 }
 
-/// The decay between a token and the middle of its square at `level`.
-__device__ inline float2 factor_at(const float (*sums)[kSumStride], const Place& place, int i, int j, int level) {
-  const int t = place.row(i), middle = (t & ~(2 * level - 1)) + level - 1;
-  const float2 own = *reinterpret_cast<const float2*>(&sums[t][place.column(j)]);
-  const float2 other = *reinterpret_cast<const float2*>(&sums[middle][place.column(j)]);
-  const float sign = place.is_upper(i, level) ? 1.0f : -1.0f;
-  return {exp2_of(sign * (own.x - other.x)), exp2_of(sign * (own.y - other.y))};
-}
+/// Where the logarithms lie whose difference is the decay between a token and the middle of its square at `level`.
+struct FactorAt {
+  const float *above, *below;
+
+  __device__ FactorAt(const float (*sums)[kSumStride], const Place& place, int i, int level) {
+    const int t = place.row(i), middle = (t & ~(2 * level - 1)) + level - 1;
+    const bool upper = place.is_upper(i, level);
+    above = &sums[upper ? t : middle][place.column(0)], below = &sums[upper ? middle : t][place.column(0)];
+  }
+  /// Of this place's column j and the next.
+  __device__ float2 factor(int j) const {
+    const float2 a = *reinterpret_cast<const float2*>(above + 8 * j), b = *reinterpret_cast<const float2*>(below + 8 * j);
+    return {exp2_of(a.x - b.x), exp2_of(a.y - b.y)};
+  }
+};
 
 /// sum += a [this place's 16 tokens, 64] · (b [its 32 rows, 64])ᵀ, tiles of 64 columns.
 __device__ inline void add_row_products(const char* a_tile, const char* b_tile, const Place& place, float (&sum)[4][4]) {
-  const BlockAddress a_at(device::shared_address(a_tile), 64, true), b_at(device::shared_address(b_tile), 64, false);
+  const BlockAddress a_at(device::shared_address(a_tile), true), b_at(device::shared_address(b_tile), false);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     uint32_t a[4];

@@ -14,14 +14,24 @@ struct PrepareShared {
 /// sum [16, 8] += a [16 tokens of block `row`, 64 channels] · (b [8 tokens of block `column`, 64 channels])ᵀ
 __device__ inline void add_products(const char* a_tile, const char* b_tile, int row, int column, float (&sum)[4]) {
   const int lane = threadIdx.x % 32;
-  const BlockAddress a_at(device::shared_address(a_tile), 64, true);
+  const BlockAddress a_at(device::shared_address(a_tile), true);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     uint32_t a[4], b[2];
     device::ldmatrix_x4(a, a_at.at(row, k));
-    device::ldmatrix_x2(b, device::shared_address(b_tile) + tile_byte(8 * column + lane % 8, 2 * k + lane / 8 % 2, 64));
+    device::ldmatrix_x2(b, device::shared_address(b_tile) + tile_byte(8 * column + lane % 8, 2 * k + lane / 8 % 2));
     device::mma_bf16(sum, a, b);
   }
+}
+
+/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64]; `transposed`: s is the row.
+__device__ inline void put_pair(char* tile, int t, int s, float left, float right, bool transposed) {
+  if (!transposed) {
+    *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
+    return;
+  }
+  *reinterpret_cast<device::bf16*>(tile + tile_byte(s, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(left);
+  *reinterpret_cast<device::bf16*>(tile + tile_byte(s + 1, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(right);
 }
 
 /// The parts of a chunk's pairs that a warp sums: a [16, 8] of level 32, one of level 16 or 8, and an 8×8 block on the diagonal.
@@ -49,9 +59,9 @@ struct PairSums {
   }
 
   /// Into a tile [64, 64] of zeros.
-  __device__ void store(char* tile, float scale) const {
+  __device__ void store(char* tile, float scale, bool transposed) const {
     const auto put = [&](int t, int piece, float left, float right) {
-      *reinterpret_cast<uint32_t*>(tile + tile_byte(t, piece, 64) + lane % 4 * 4) = device::pack_bf16(scale * left, scale * right);
+      put_pair(tile, t, 8 * piece + lane % 4 * 2, scale * left, scale * right, transposed);
     };
     put(16 * far_row() + lane / 4, far_column(), far[0], far[1]);
     put(16 * far_row() + lane / 4 + 8, far_column(), far[2], far[3]);
@@ -71,11 +81,11 @@ __device__ inline void decay_tiles(PrepareShared& shared, const Place& place, co
   });
 }
 
-__global__ void __launch_bounds__(kLevelThreads, 2) prepare(PrepareParams params) {
+__global__ void __launch_bounds__(kLevelThreads, 3) prepare(PrepareParams params) {
   extern __shared__ __align__(128) char prepare_memory[];
   PrepareShared& shared = *reinterpret_cast<PrepareShared*>(prepare_memory);
   const Problem& p = params.problem;
-  const Piece chunk = piece_of(params.chunks, blockIdx.x);
+  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
   if (chunk.count == 0) return;
   const int64_t h = blockIdx.y, stride = p.H * p.K, slot = chunk.slot * p.H + h;
   const int count = static_cast<int>(chunk.count);
@@ -96,10 +106,13 @@ __global__ void __launch_bounds__(kLevelThreads, 2) prepare(PrepareParams params
     for (int i = kLevels - 1; i >= 0; --i) {
       const int level = 1 << i;
       char* const tile = shared.scaled[i % 2];
-      each([&](int r, int j) {
-        const uint32_t word = place.is_upper(r, level) ? q[r][j] : k[r][j];
-        word_at(tile, place, r, j) = scaled_word(word, factor_at(shared.sums, place, r, j, level));
-      });
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const FactorAt at(shared.sums, place, r, level);
+        const bool upper = place.is_upper(r, level);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) word_at(tile, place, r, j) = scaled_word(upper ? q[r][j] : k[r][j], at.factor(j));
+      }
       __syncthreads();
       pairs.add(tile, tile, level);
     }
@@ -112,7 +125,7 @@ __global__ void __launch_bounds__(kLevelThreads, 2) prepare(PrepareParams params
   }
   for (int i = threadIdx.x; i < 512; i += blockDim.x) reinterpret_cast<uint4*>(shared.scaled[0])[i] = {};
   __syncthreads();
-  pairs.store(shared.scaled[0], p.scale);
+  pairs.store(shared.scaled[0], p.scale, params.transposed);
   __syncthreads();
   store_tile(shared.scaled[0], params.pairs + slot * 4096, 64, 64, 64);
 }
@@ -126,7 +139,7 @@ struct PrepareHeadShared {
 __global__ void __launch_bounds__(kLevelThreads, 4) prepare_head(PrepareParams params) {
   __shared__ __align__(128) PrepareHeadShared shared;
   const Problem& p = params.problem;
-  const Piece chunk = piece_of(params.chunks, blockIdx.x);
+  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
   if (chunk.count == 0) return;
   const int64_t h = blockIdx.y, stride = p.H * p.K, slot = chunk.slot * p.H + h;
   const int count = static_cast<int>(chunk.count);
@@ -157,7 +170,7 @@ __global__ void __launch_bounds__(kLevelThreads, 4) prepare_head(PrepareParams p
     const int t = place.row(i), s = place.column(j);
     const float left = s <= t ? p.scale * exp2_of(shared.sums[t] - shared.sums[s]) * pairs[j][2 * i] : 0.0f;
     const float right = s < t ? p.scale * exp2_of(shared.sums[t] - shared.sums[s + 1]) * pairs[j][2 * i + 1] : 0.0f;
-    word_at(shared.q, place, i, j) = device::pack_bf16(left, right);
+    put_pair(shared.q, t, s, left, right, params.transposed);
   });
   __syncthreads();
   store_tile(shared.q, params.pairs + slot * 4096, 64, 64, 64);

@@ -5,9 +5,10 @@
 
 namespace braid::gla_cuda {
 
-/// The byte of (row, 16-byte piece) in a tile of bf16 with `columns` (a multiple of 64) to a row. Pieces are permuted by the row, so
-/// that eight rows of one column lie in different banks.
-__device__ inline int tile_byte(int row, int piece, int columns) { return row * columns * 2 + ((piece ^ (row & 7)) << 4); }
+/// The byte of (row, 16-byte piece) in a tile of 64 rows of bf16: panels of 64 columns one after the other, pieces permuted by the row,
+/// so that eight rows of one column lie in different banks. It is also the layout in which wgmma takes operands (wgmma.h).
+inline constexpr int kPanelBytes = 8192;
+__device__ inline int tile_byte(int row, int piece) { return piece / 8 * kPanelBytes + row * 128 + ((piece % 8 ^ row % 8) << 4); }
 
 /// Begins the copy of 64 rows, zeros from row `count` > 0 on; `stride` in elements.
 __device__ inline void load_tile(uint32_t tile, const device::bf16* from, int64_t stride, int columns, int count) {
@@ -15,7 +16,7 @@ __device__ inline void load_tile(uint32_t tile, const device::bf16* from, int64_
   for (int i = threadIdx.x; i < 64 * pieces; i += blockDim.x) {
     const int row = i / pieces, piece = i % pieces;
     const bool live = row < count;
-    device::cp_async16(tile + tile_byte(row, piece, columns), from + (live ? row : 0) * stride + piece * 8, live);
+    device::cp_async16(tile + tile_byte(row, piece), from + (live ? row : 0) * stride + piece * 8, live);
   }
 }
 
@@ -24,7 +25,7 @@ __device__ inline void store_tile(const char* tile, device::bf16* to, int64_t st
   const int pieces = columns / 8;
   for (int i = threadIdx.x; i < count * pieces; i += blockDim.x) {
     const int row = i / pieces, piece = i % pieces;
-    *reinterpret_cast<uint4*>(to + row * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece, columns));
+    *reinterpret_cast<uint4*>(to + row * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece));
   }
 }
 
@@ -34,15 +35,14 @@ __device__ inline void store_tile(const char* tile, device::bf16* to, int64_t st
 struct BlockAddress {
   uint32_t row;     // of the lane's row in rows 0 … 15 of the tile
   uint32_t column;  // the lane's piece, permuted
-  int columns;
 
-  __device__ BlockAddress(uint32_t tile, int columns, bool by_rows) : columns(columns) {
+  __device__ BlockAddress(uint32_t tile, bool by_rows) {
     const int lane = threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16;
-    row = tile + (lane % 8 + 8 * (by_rows ? low : high)) * columns * 2;
+    row = tile + (lane % 8 + 8 * (by_rows ? low : high)) * 128;
     column = ((by_rows ? high : low) ^ lane % 8) << 4;
   }
   /// Of the block at (16 i, 16 j).
-  __device__ uint32_t at(int i, int j) const { return row + i * columns * 32 + (j / 4) * 128 + (column ^ ((j % 4) * 32)); }
+  __device__ uint32_t at(int i, int j) const { return row + i * 2048 + j / 4 * kPanelBytes + (column ^ (j % 4 * 32)); }
 };
 
 }  // namespace braid::gla_cuda

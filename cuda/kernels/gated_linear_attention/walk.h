@@ -1,7 +1,8 @@
 // The walk of a state over the chunks of a segment (WalkParams, cut.h). Device code.
 //
 // A block owns kTile rows of M of one segment and head; a warp owns 16 of them and all C columns (half of them when C = 512), in
-// float32, as accumulators of mma. Rounded to bf16 they are, as they lie, the a operand of out = state · across.
+// float32, as accumulators of mma. Rounded to bf16 they are, as they lie, the a operand of out = state · across. The products
+// themselves are in walk_warp.h and walk_warpgroup.h.
 #pragma once
 #include "cuda/kernels/gated_linear_attention/cut.h"
 #include "cuda/kernels/gated_linear_attention/tiles.h"
@@ -41,8 +42,8 @@ struct Walker {
         memory(memory),
         tile(blockDim.x / 32 / kParts * 16),
         lane(threadIdx.x % 32),
-        part(threadIdx.x / 32 % kParts),
-        row(threadIdx.x / 32 / kParts * 16),
+        part(threadIdx.x / (2 * tile)),
+        row(threadIdx.x / 32 % (tile / 16) * 16),
         h(blockIdx.y),
         M(mode == Walk::keys ? params.problem.K : params.problem.V),
         first_row(int64_t{blockIdx.z} * tile) {}
@@ -74,81 +75,76 @@ struct Walker {
       device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
   }
 
-  /// out = state · across; on the way the states are kept, or those kept are multiplied with these.
-  __device__ void contract(const Accumulators& state, Out& out, int64_t chunk, float (&spanning)[2]) const {
-    const BlockAddress across(device::shared_address(memory + shared.across), C, false);
+  /// Step k's a operand of out = state · across.
+  __device__ static void operand(const Accumulators& state, int k, uint32_t (&a)[4]) {
+    const float(&left)[4] = state[2 * k], (&right)[4] = state[2 * k + 1];
+    a[0] = device::pack_bf16(left[0], left[1]), a[1] = device::pack_bf16(left[2], left[3]);
+    a[2] = device::pack_bf16(right[0], right[1]), a[3] = device::pack_bf16(right[2], right[3]);
+  }
+
+  /// Keeps the state before a chunk; in reverse, multiplies the kept one with this one: spanning[i] sums the rows lane / 4 + 8 i.
+  __device__ void keep(const Accumulators& state, int64_t chunk, float (&spanning)[2]) const {
     const int64_t warp = (chunk * params.problem.H + h) * (M / 16 * kParts) + blockIdx.z * (blockDim.x / 32) + threadIdx.x / 32;
-    uint4* const kept = mode == Walk::keys && params.kept ? params.kept + warp * (kColumns / 16 * 32) + lane : nullptr;
+    uint4* const kept = params.kept + warp * (kColumns / 16 * 32) + lane;
 #pragma unroll
     for (int k = 0; k < kColumns / 16; ++k) {
-      const float(&left)[4] = state[2 * k], (&right)[4] = state[2 * k + 1];
-      uint32_t a[4] = {device::pack_bf16(left[0], left[1]), device::pack_bf16(left[2], left[3]), device::pack_bf16(right[0], right[1]),
-                       device::pack_bf16(right[2], right[3])};
-      if (kept && !params.reverse) kept[32 * k] = {a[0], a[1], a[2], a[3]};
-      if (kept && params.reverse) {
+      if (params.reverse) {
+        const float(&left)[4] = state[2 * k], (&right)[4] = state[2 * k + 1];
         const uint4 other = kept[32 * k];
         spanning[0] += left[0] * device::low_bf16(other.x) + left[1] * device::high_bf16(other.x) + right[0] * device::low_bf16(other.z) +
                        right[1] * device::high_bf16(other.z);
         spanning[1] += left[2] * device::low_bf16(other.y) + left[3] * device::high_bf16(other.y) + right[2] * device::low_bf16(other.w) +
                        right[3] * device::high_bf16(other.w);
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint32_t b[4];
-        device::ldmatrix_x4(b, across.at(j, part * (kColumns / 16) + k));
-        device::mma_bf16(out[2 * j], a, {b[0], b[1]});
-        device::mma_bf16(out[2 * j + 1], a, {b[2], b[3]});
+      } else {
+        uint32_t a[4];
+        operand(state, k, a);
+        kept[32 * k] = {a[0], a[1], a[2], a[3]};
       }
     }
   }
 
-  /// out += rows · pairs over the chunk's own tokens: those up to a token, in reverse those from it on.
-  __device__ void add_pairs(const uint32_t (&rows)[4][4], Out& out) const {
-    const BlockAddress pairs(device::shared_address(memory + shared.pairs), 64, params.reverse);
+  /// The a operands of the update, 16 tokens each.
+  __device__ void load_rows(uint32_t (&rows)[4][4]) const {
+    const BlockAddress at(device::shared_address(memory + shared.rows), false);
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (params.reverse ? k < j : k > j) continue;
-        uint32_t b[4];
-        if (params.reverse) device::ldmatrix_x4_transposed(b, pairs.at(k, j));
-        else device::ldmatrix_x4(b, pairs.at(j, k));
-        device::mma_bf16(out[2 * j], rows[k], {b[0], b[1]});
-        device::mma_bf16(out[2 * j + 1], rows[k], {b[2], b[3]});
-      }
+    for (int k = 0; k < 4; ++k) device::ldmatrix_x4_transposed(rows[k], at.at(k, row / 16));
   }
 
-  /// state = decay state + rows columnsᵀ
-  __device__ void update(const uint32_t (&rows)[4][4], Accumulators& state) const {
+  __device__ void decay(Accumulators& state) const {
     const float* const decay = reinterpret_cast<const float*>(memory + shared.decay);
-    const BlockAddress columns(device::shared_address(memory + shared.columns), C, true);
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         state[j][i] *= decay[mode == Walk::keys ? row + lane / 4 + i / 2 * 8 : part * kColumns + 8 * j + lane % 4 * 2 + i % 2];
-#pragma unroll
-    for (int j = 0; j < kColumns / 16; ++j)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        uint32_t b[4];
-        device::ldmatrix_x4_transposed(b, columns.at(k, part * (kColumns / 16) + j));
-        device::mma_bf16(state[2 * j], rows[k], {b[0], b[1]});
-        device::mma_bf16(state[2 * j + 1], rows[k], {b[2], b[3]});
-      }
   }
 
   /// Where the second of two parts leaves its share of the warp's out.
   __device__ float* partial() const { return reinterpret_cast<float*>(memory + shared.partial) + row * 64 + lane; }
 
-  __device__ void stage_out(const Out& out) const {
+  /// Of two parts, the second leaves its share, the first waits for a barrier and takes it.
+  __device__ void give_part(const Out& out) const {
+    if constexpr (kParts == 2) {
+      if (part == 0) return;
+#pragma unroll
+      for (int j = 0; j < 32; ++j) partial()[32 * j] = out[j / 4][j % 4];
+    }
+  }
+
+  /// Adds the other part's share and writes the warp's rows into the tile `out`.
+  __device__ void stage_out(Out& out) const {
+    if constexpr (kParts == 2) {
+      if (part == 1) return;
+#pragma unroll
+      for (int j = 0; j < 32; ++j) out[j / 4][j % 4] += partial()[32 * j];
+    }
     char* const to = memory + shared.out;
 #pragma unroll
     for (int j = 0; j < 8; ++j)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t turned = device::transposed_8x8(device::pack_bf16(out[j][2 * i], out[j][2 * i + 1]));
-        *reinterpret_cast<uint32_t*>(to + tile_byte(8 * j + lane / 4, row / 8 + i, tile) + lane % 4 * 4) = turned;
+        *reinterpret_cast<uint32_t*>(to + tile_byte(8 * j + lane / 4, row / 8 + i) + lane % 4 * 4) = turned;
       }
   }
 

@@ -1,8 +1,22 @@
 // The kernel around Walker, and its launch. Device code.
 #pragma once
 #include "cuda/kernels/gated_linear_attention/walk.h"
+#include "cuda/kernels/gated_linear_attention/walk_warp.h"
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#include "cuda/kernels/gated_linear_attention/walk_warpgroup.h"
+#endif
 
 namespace braid::gla_cuda {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Narrower states leave two blocks a multiprocessor, whose registers would not hold the operands of a warpgroup.
+template <int C>
+inline constexpr bool kByWarpgroup = C >= 256;
+#else
+template <int C>
+inline constexpr bool kByWarpgroup = false;
+namespace by_warpgroup = by_warp;
+#endif
 
 /// The state at the end of the walk, where it is wanted, and the product of a segment's decays.
 template <Walk mode, int C>
@@ -26,7 +40,7 @@ __device__ inline void store_end(const Walker<mode, C>& walker, const Piece& pie
 // arrive; while the state is updated, the next chunk's `across` arrives.
 template <Walk mode, int C>
 __global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params) {
-  extern __shared__ __align__(128) char walk_memory[];
+  extern __shared__ __align__(1024) char walk_memory[];
   const Walker<mode, C> walker(params, walk_memory);
   constexpr bool has_out = mode != Walk::local;
   const Piece piece = piece_of(params.segments, blockIdx.x);
@@ -51,28 +65,22 @@ __global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params)
     const int64_t c = chunk_at(i), chunk = piece.first_chunk + c;
     float out[8][4] = {}, spanning[2] = {};
     device::cp_async_wait<1>();
+    if constexpr (kByWarpgroup<C>) by_warpgroup::publish_copies();
     __syncthreads();
-    if constexpr (has_out) walker.contract(state, out, chunk, spanning);
-    if (has_out && walker.kParts == 2 && walker.part == 1)
-#pragma unroll
-      for (int j = 0; j < 32; ++j) walker.partial()[32 * j] = out[j / 4][j % 4];
+    if constexpr (has_out) {
+      if (mode == Walk::keys && params.kept) walker.keep(state, chunk, spanning);
+      if constexpr (kByWarpgroup<C>) by_warpgroup::contract(walker, state, out);
+      else by_warp::contract(walker, state, out);
+      walker.give_part(out);
+    }
     device::cp_async_wait<0>();
+    if constexpr (kByWarpgroup<C>) by_warpgroup::publish_copies();
     __syncthreads();
     begin_across(i + 1);
-    const BlockAddress rows_at(device::shared_address(walk_memory + walker.shared.rows), walker.tile, false);
-    uint32_t rows[4][4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) device::ldmatrix_x4_transposed(rows[k], rows_at.at(k, walker.row / 16));
     if constexpr (mode == Walk::keys)
       if (params.spanning) walker.store_spanning(spanning, chunk);
-    if (has_out && walker.part == 0) {
-      if constexpr (mode == Walk::values) walker.add_pairs(rows, out);
-      if (walker.kParts == 2)
-#pragma unroll
-        for (int j = 0; j < 32; ++j) out[j / 4][j % 4] += walker.partial()[32 * j];
-      walker.stage_out(out);
-    }
-    walker.update(rows, state);
+    if constexpr (kByWarpgroup<C>) by_warpgroup::update(walker, state, out);
+    else by_warp::update(walker, state, out);
     __syncthreads();
     begin_update(i + 1);
     if constexpr (has_out) {

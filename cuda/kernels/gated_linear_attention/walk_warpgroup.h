@@ -1,0 +1,72 @@
+// The products of a walk through wgmma, four warps at a time, their right operands in shared memory. Device code for sm_90a.
+#pragma once
+#include "cuda/device/wgmma.h"
+#include "cuda/kernels/gated_linear_attention/walk.h"
+
+namespace braid::gla_cuda::by_warpgroup {
+
+/// What lies between the arrival of copies and the barrier before the products that read them: wgmma reads through another path.
+__device__ inline void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// out += state · across. The state's operands are rounded while the products of those before them run.
+template <Walk mode, int C>
+__device__ inline void contract(const Walker<mode, C>& walker, const typename Walker<mode, C>::Accumulators& state, float (&out)[8][4]) {
+  constexpr int steps = Walker<mode, C>::kColumns / 16;
+  const uint32_t across = device::shared_address(walker.memory + walker.shared.across) + walker.part * (steps / 4) * kPanelBytes;
+  uint32_t a[2][2][4];
+#pragma unroll
+  for (int group = 0; group < steps / 2; ++group) {
+    if (group >= 2) device::wgmma_wait<1>();
+#pragma unroll
+    for (int k = 0; k < 2; ++k) walker.operand(state, 2 * group + k, a[group % 2][k]);
+    device::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int step = 2 * group + k;
+      device::wgmma<false>(out, a[group % 2][k], device::wgmma_operand(across + step / 4 * kPanelBytes + step % 4 * 32, 16), 1);
+    }
+    device::wgmma_commit();
+  }
+  device::wgmma_wait<0>();
+  device::settle(out);
+}
+
+/// Completes and stages `out`; state = decay state + rows columnsᵀ. The state decays while the pairs are added, `out` is staged while
+/// the state is updated.
+template <Walk mode, int C>
+__device__ inline void update(const Walker<mode, C>& walker, typename Walker<mode, C>::Accumulators& state, float (&out)[8][4]) {
+  constexpr int columns = Walker<mode, C>::kColumns, width = columns < 128 ? columns : 128;  // of one product
+  const uint32_t base = device::shared_address(walker.memory), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
+  uint32_t rows[4][4];
+  walker.load_rows(rows);
+  if constexpr (mode == Walk::values) {
+    device::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      uint32_t own[4];  // of two parts, the first adds the pairs
+#pragma unroll
+      for (int i = 0; i < 4; ++i) own[i] = walker.kParts == 2 && walker.part == 1 ? 0 : rows[k][i];
+      device::wgmma<false>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 32, 16), 1);
+    }
+    device::wgmma_commit();
+  }
+  walker.decay(state);
+  device::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int block = 0; block < columns / width; ++block) {
+      auto& part = reinterpret_cast<float(&)[width / 8][4]>(state[block * (width / 8)]);
+      device::wgmma<true>(part, rows[k], device::wgmma_operand(from + block * 2 * kPanelBytes + k * 2048, kPanelBytes), 1);
+    }
+  device::wgmma_commit();
+  if constexpr (mode != Walk::local) {
+    device::wgmma_wait<1>();
+    device::settle(out);
+    walker.stage_out(out);
+  }
+  device::wgmma_wait<0>();
+  device::settle(state);
+}
+
+}  // namespace braid::gla_cuda::by_warpgroup
