@@ -109,7 +109,7 @@ Hdf5File Hdf5File::open(const Path& path) {
   const Hdf5Handle access = access_properties(state->name);
   state->file = Hdf5Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), state->name + ": cannot be read as HDF5");
   state->writes = hdf5_writes(state->file.id());
-  return Hdf5File(std::move(state));
+  return Hdf5File(state);
 }
 
 Hdf5File Hdf5File::create(const Path& path, const Path& shown) {
@@ -120,7 +120,7 @@ Hdf5File Hdf5File::create(const Path& path, const Path& shown) {
   const Hdf5Handle access = access_properties(state->name);
   state->file = Hdf5Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), "cannot write " + state->name);
   state->writes = hdf5_writes(state->file.id());
-  return Hdf5File(std::move(state));
+  return Hdf5File(state);
 }
 
 void Hdf5File::close() {
