@@ -164,7 +164,10 @@ ModelConfig read_model_config(const Path& file) {
   try {
     return parse_config(json);
   } catch (const Error& mistake) {
-    fail(file.string(), ": ", mistake.what());
+    // The configuration's errors begin with the file's usual name.
+    std::string_view reason = mistake.what();
+    if (reason.starts_with("config.json: ")) reason.remove_prefix(std::string_view("config.json: ").size());
+    fail(file.string(), ": ", reason);
   }
 }
 
