@@ -63,10 +63,7 @@ void Tape::backward(Context& ctx, const Tensor& root, const Tensor& seed) {
   Tensor start = seed;
   if (!start) {
     BRAID_CHECK(root.numel() == 1, "backward: without a gradient to start from the value must be a scalar, got shape ", root.shape());
-    Context host;
-    Tensor one = converted(host, from_vector<double>(host, {1.0}, root.shape()), root.dtype());
-    start = copied(ctx, one);
-    if (!ctx.on_cpu()) ctx.synchronize();
+    start = converted(ctx, from_vector<float>(ctx, {1.0f}, root.shape()), root.dtype());
   }
   backward(ctx, std::vector<Tensor>{root}, {start});
 }

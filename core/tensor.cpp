@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "core/context.h"
+#include "core/transfers.h"
 
 namespace braid {
 namespace {
@@ -199,8 +200,7 @@ template <class T>
 Tensor from_vector(Context& ctx, const std::vector<T>& values, const Shape& shape) {
   BRAID_CHECK(static_cast<int64_t>(values.size()) == shape.numel(), "from_vector: ", values.size(), " values for shape ", shape);
   Tensor result = Tensor::empty(ctx, shape, dtype_of<T>());
-  backend_of(result.device()).copy(result.raw(), values.data(), result.nbytes(), copy_kind(result.device(), Device{}), ctx.stream());
-  backend_of(result.device()).synchronize(ctx.stream());
+  transfers_of(result.device()).upload(result.raw(), values.data(), static_cast<size_t>(result.nbytes()), ctx.stream());
   return result;
 }
 

@@ -11,15 +11,32 @@ namespace {
 constexpr double kTrainingOverForward = 3;  // backward makes two gradients for each product
 constexpr int64_t kStateBytes = 4, kCacheBytes = 2;
 
-/// Tokens that a query sees, on average over sequences of `context` tokens.
-double mean_span(int64_t context, int64_t window) {
-  const auto t = static_cast<double>(context);
-  if (window == 0 || window >= context) return (t + 1) / 2;
+/// Tokens that the queries of a sequence see, all together.
+double total_span(int64_t length, int64_t window) {
+  const auto t = static_cast<double>(length);
+  if (window == 0 || window >= length) return t * (t + 1) / 2;
   const auto w = static_cast<double>(window);
-  return (w * (w + 1) / 2 + (t - w) * w) / t;
+  return w * (w + 1) / 2 + (t - w) * w;
+}
+
+void add_attention(ModelCost& cost, double flops_per_span, int64_t window, int64_t context) {
+  cost.attention_flops_per_token += flops_per_span * total_span(context, window) / static_cast<double>(context);
+  for (ModelCost::Attention& layers : cost.attention)
+    if (layers.window == window) {
+      layers.flops_per_span += flops_per_span;
+      return;
+    }
+  cost.attention.push_back({window, flops_per_span});
 }
 
 }  // namespace
+
+double ModelCost::flops(const Sequences& seqs) const {
+  double total = (matmul_flops_per_token + recurrence_flops_per_token) * static_cast<double>(seqs.num_tokens());
+  for (const Attention& layers : attention)
+    for (int64_t s = 0; s < seqs.count(); ++s) total += layers.flops_per_span * total_span(seqs.length(s), layers.window);
+  return total;
+}
 
 ModelCost model_cost(const ModelConfig& config, int64_t context) {
   const HybridLm model(config);
@@ -39,7 +56,7 @@ ModelCost model_cost(const ModelConfig& config, int64_t context) {
   for (const auto& block : model.blocks()) {
     const MixerCost mixer = block->mixer().cost();
     cost.recurrence_flops_per_token += kTrainingOverForward * mixer.recurrence_flops;
-    cost.attention_flops_per_token += kTrainingOverForward * mixer.attention_flops_per_span * mean_span(context, mixer.window);
+    if (mixer.attention_flops_per_span > 0) add_attention(cost, kTrainingOverForward * mixer.attention_flops_per_span, mixer.window, context);
     cost.state_bytes_per_sequence += kStateBytes * mixer.state_elements;
     cost.kv_bytes_per_token += kCacheBytes * mixer.kv_elements;
     if (mixer.kv_elements > 0) {

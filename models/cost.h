@@ -1,7 +1,9 @@
 // What a model costs, from its configuration alone.
 #pragma once
 #include <cstdint>
+#include <vector>
 
+#include "core/sequences.h"
 #include "models/config.h"
 
 namespace braid {
@@ -17,6 +19,15 @@ struct ModelCost {
   int64_t kv_bytes_per_token = 0;         // bf16 keys and values of attention layers
   int64_t kv_window = 0;                  // tokens after which the KV cache stops growing; 0: never
 
+  /// Full attention, forward and backward, for each token that a query sees: of the layers of one window (0: none).
+  struct Attention {
+    int64_t window = 0;
+    double flops_per_span = 0;
+  };
+  std::vector<Attention> attention;
+
+  /// Of a training step on these very sequences, attention by its true spans.
+  double flops(const Sequences& seqs) const;
   double flops_per_token() const { return matmul_flops_per_token + recurrence_flops_per_token + attention_flops_per_token; }
 };
 

@@ -15,6 +15,11 @@ struct RunBlock {
   Tensor operator()(Context& ctx, const std::vector<Tensor>& inputs) const { return (*block)(ctx, {inputs[0], seqs}); }
 };
 
+MixerInput input_of(const Tensor& x, const Sequences& seqs, State* state, int64_t layer) {
+  if (!state) return {x, seqs};
+  return {x, seqs, &state->layers[layer], &state->positions, state->device_positions};
+}
+
 void check_tokens(const Tensor& tokens, std::string_view argument, const Sequences& seqs) {
   BRAID_CHECK(tokens && tokens.rank() == 1 && tokens.dtype() == DType::i64, "hybrid_lm: ", argument, " must be i64 [N], got ",
               tokens ? to_string(tokens.dtype()) : "nothing", " ", tokens.shape());
@@ -51,9 +56,9 @@ Tensor HybridLm::hidden(Context& ctx, const Tensor& tokens, const Sequences& seq
     const RecomputeLevel level = i < recomputed ? options.recompute : RecomputeLevel::none;
     const Block& block = *blocks_[i];
     if (level == RecomputeLevel::block && !state) x = recompute(ctx, RunBlock{&block, seqs}, {x});
-    else x = block(ctx, {x, seqs, state ? &state->layers[i] : nullptr, state ? &state->positions : nullptr}, level == RecomputeLevel::mlp);
+    else x = block(ctx, input_of(x, seqs, state, i), level == RecomputeLevel::mlp);
   }
-  if (state)
+  if (state && !state->device_positions)
     for (int64_t s = 0; s < seqs.count(); ++s) state->positions[s] += seqs.length(s);
   return (*norm_)(ctx, x);
 }

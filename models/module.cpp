@@ -2,6 +2,9 @@
 
 #include <cmath>
 
+#include "core/owner.h"
+#include "ops/random_fill.h"
+
 namespace braid {
 namespace {
 
@@ -12,10 +15,10 @@ uint64_t name_hash(const std::string& name) {
   return hash;
 }
 
-double draw(Init init, double initializer_range, Random& random) {
+double draw(Init init, Random& random) {
   switch (init) {
-    case Init::normal:
-      return initializer_range * random.normal();
+    case Init::normal:  // drawn where they will live
+      break;
     case Init::ones:
       return 1;
     case Init::zeros:
@@ -54,15 +57,24 @@ void Module::declare(Parameter& parameter, const std::string& name, const Shape&
 void Module::adopt(const Module& child) { parameters_.insert(parameters_.end(), child.parameters_.begin(), child.parameters_.end()); }
 
 void initialize(Context& ctx, const Module& module, DType dtype, double initializer_range, uint64_t seed) {
+  const WithOwner owner("parameters");
   for (Parameter* parameter : module.parameters()) {
-    Random random = Random(seed).split(name_hash(parameter->name));
+    const RandomKey key = split_key(seed, name_hash(parameter->name));
+    Random random(key.seed, key.stream);
+    if (parameter->init == Init::normal) {
+      const Tensor values = Tensor::empty(ctx, parameter->shape, DType::f32);
+      fill_normal(ctx, values, key, initializer_range);
+      parameter->value = converted(ctx, values, dtype);
+      continue;
+    }
     std::vector<float> values(parameter->shape.numel());
-    for (float& value : values) value = static_cast<float>(draw(parameter->init, initializer_range, random));
+    for (float& value : values) value = static_cast<float>(draw(parameter->init, random));
     parameter->value = converted(ctx, from_vector(ctx, values, parameter->shape), dtype);
   }
 }
 
 void zero_grads(Context& ctx, const Module& module) {
+  const WithOwner owner("gradients");
   for (Parameter* parameter : module.parameters()) {
     if (parameter->grad) fill_zero(ctx, parameter->grad);
     else parameter->grad = Tensor::zeros(ctx, parameter->shape, parameter->value.dtype());
@@ -70,6 +82,7 @@ void zero_grads(Context& ctx, const Module& module) {
 }
 
 void set_compute_dtype(Context& ctx, const Module& module, DType dtype) {
+  const WithOwner owner("bf16 copies of parameters");
   for (Parameter* parameter : module.parameters()) {
     const bool is_matrix = parameter->shape.rank() == 2 && parameter->init == Init::normal;
     if (dtype != DType::bf16 || !is_matrix) parameter->compute = {};

@@ -37,6 +37,28 @@ void KvCache::make_room(Context& ctx, const Tensor& like_k, const Tensor& like_v
   end_ = live;
 }
 
+void KvCache::make_ring(Context& ctx, int64_t capacity, int64_t next_position) {
+  if (!k_) return;
+  BRAID_CHECK(capacity > 0 && length() <= next_position, "kv cache: a ring must have room, and ", length(), " rows end before position ",
+              next_position);
+  if (length() > capacity) begin_ = end_ - capacity;
+  const int64_t live = length(), first = next_position - live;
+  Shape shape_k = k_.shape(), shape_v = v_.shape();
+  shape_k.set(0, capacity);
+  shape_v.set(0, capacity);
+  const Tensor to_k = Tensor::empty(ctx, shape_k, k_.dtype()), to_v = Tensor::empty(ctx, shape_v, v_.dtype());
+  for (int64_t done = 0; done < live;) {
+    const int64_t row = (first + done) % capacity, rows = std::min(live - done, capacity - row);
+    copy_into(ctx, to_k.slice(0, row, row + rows), k().slice(0, done, done + rows));
+    copy_into(ctx, to_v.slice(0, row, row + rows), v().slice(0, done, done + rows));
+    done += rows;
+  }
+  k_ = to_k;
+  v_ = to_v;
+  begin_ = 0;
+  end_ = capacity;
+}
+
 KvCache KvCache::clone(Context& ctx) const {
   KvCache copy = *this;
   if (k_) {
@@ -61,6 +83,7 @@ State State::clone(Context& ctx) const {
   State copy(*this);  // recurrent states and tails are replaced, never written in place: the handles may be shared
   for (LayerState& layer : copy.layers)
     for (KvCache& cache : layer.kv) cache = cache.clone(ctx);
+  if (copy.device_positions) copy.device_positions = copied(ctx, copy.device_positions);
   return copy;
 }
 

@@ -21,6 +21,13 @@ class KvCache {
   int64_t bytes() const { return k_ ? k_.nbytes() + v_.nbytes() : 0; }
   KvCache clone(Context& ctx) const;
 
+  /// Lays the last live rows out as a ring of `capacity` rows in which the token at position p is row p mod capacity; the last live row is of
+  /// position `next_position` − 1. From then on rows are written by a graph, and append must not be called.
+  void make_ring(Context& ctx, int64_t capacity, int64_t next_position);
+  /// The whole ring; undefined where there was no live row to learn the shape from.
+  const Tensor& ring_k() const { return k_; }
+  const Tensor& ring_v() const { return v_; }
+
  private:
   void make_room(Context& ctx, const Tensor& like_k, const Tensor& like_v, int64_t rows);
   Tensor k_, v_;  // [capacity, HK, D]
@@ -47,9 +54,12 @@ class State {
   int64_t bytes() const;
   /// An independent copy: continuations of one prompt.
   State clone(Context& ctx) const;
+  /// Handles on the very same tensors.
+  State shared() const { return State(*this); }
 
   std::vector<LayerState> layers;
   std::vector<int64_t> positions;  // per sequence: tokens seen, which is the position of its next token
+  Tensor device_positions;         // the same on a GPU while a graph decodes (train/decoder.h): then it counts, `positions` does not
 
  private:
   State(const State&) = default;

@@ -6,10 +6,10 @@
 
 namespace braid {
 
-RmsNorm::Outputs RmsNorm::allocate(Context& ctx, const Inputs& in, const Attrs&) {
+RmsNorm::Outputs RmsNorm::allocate(Context& ctx, const Inputs& in, const Attrs& attrs) {
   BRAID_CHECK(in.x && in.x.rank() >= 1 && is_floating(in.x.dtype()), name, ": x must be floating [..., D], got ", in.x.dtype(), " ", in.x.shape());
   check_tensor(name, "weight", in.weight, {{"D", in.x.size(-1)}}, accumulator(in.x.dtype()));
-  if (!in.residual) return {Tensor::empty(ctx, in.x.shape(), in.x.dtype()), {}};
+  if (!in.residual) return {Tensor::empty(ctx, in.x.shape(), in.x.dtype()), attrs.pass_x ? in.x : Tensor{}};
   BRAID_CHECK(in.residual.shape() == in.x.shape() && in.residual.dtype() == in.x.dtype(), name, ": residual must be ", in.x.dtype(), " ",
               in.x.shape(), " like x, got ", in.residual.dtype(), " ", in.residual.shape());
   return {Tensor::empty(ctx, in.x.shape(), in.x.dtype()), Tensor::empty(ctx, in.x.shape(), in.x.dtype())};
@@ -18,6 +18,7 @@ RmsNorm::Outputs RmsNorm::allocate(Context& ctx, const Inputs& in, const Attrs&)
 RmsNorm::Saved RmsNorm::forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   const int64_t D = in.x.size(-1), rows = num_rows(in.x);
   Saved saved{in.residual ? out.sum : in.x, in.weight, Tensor::empty(ctx, {rows}, in.x.dtype())};
+  if (!in.residual && out.sum && out.sum.raw() != in.x.raw()) copy_into(ctx, out.sum, in.x);  // bfloat16 promoted around this call
   dispatch_real(name, in.x.dtype(), [&]<class T>() {
     using L = Lanes<T>;
     const T *weight = in.weight.data<T>(), *residual = data_or_null<T>(in.residual);

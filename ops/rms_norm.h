@@ -22,7 +22,7 @@ struct RmsNorm {
   };
   struct Outputs {
     Tensor y;    // like x
-    Tensor sum;  // like x; undefined without a residual
+    Tensor sum;  // like x; undefined without a residual, unless attrs.pass_x
     static constexpr std::array<std::string_view, 2> names = {"y", "sum"};
   };
   struct Saved {
@@ -31,6 +31,7 @@ struct RmsNorm {
   };
   struct Attrs {
     double eps = 1e-6;
+    bool pass_x = false;  // without a residual: sum is x itself, so that the gradient of x beside the norm is added where d_x is written
   };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);

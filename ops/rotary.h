@@ -29,6 +29,7 @@ struct Rotary {
     Sequences seqs;
     double theta = 10000;
     std::vector<int64_t> offsets = {};  // first position of each sequence; empty: 0 for all
+    Tensor device_offsets = {};         // the same on a GPU, i64 [S], instead: a recorded graph reads it at every replay
   };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);

@@ -17,7 +17,7 @@ struct StepReport {
   double grad_norm = 0;      // before clipping
   double tokens_per_s = 0;   // of this step
   double mfu = 0;            // model FLOPs over the device's peak; 0 when either is unknown
-  int64_t memory_bytes = 0;  // resident memory of the process (CPU)
+  int64_t memory_bytes = 0;  // resident memory of the process; on a GPU the most held there at once
   double time = 0;           // seconds spent training since the beginning, over all resumes
   bool skipped = false;      // no update was made (NaN or a spike)
   std::optional<double> val_loss;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "autograd/operator.h"
+#include "core/owner.h"
 #include "ops/eigen.h"
 
 namespace braid {
@@ -40,6 +41,7 @@ void update_piece(const OptimizerSlot& slot, const AdamW::Piece& piece, const Ad
 
 AdamW::AdamW(Context& ctx, const std::vector<Parameter*>& parameters, const AdamWOptions& options) : options_(options) {
   check_options(options);
+  const WithOwner owner("optimizer moments");
   for (Parameter* parameter : parameters) {
     BRAID_CHECK(parameter->value && parameter->value.contiguous(), "adamw: parameter '", parameter->name, "' must have a contiguous value");
     const int64_t slot = static_cast<int64_t>(slots_.size());
@@ -99,6 +101,14 @@ void AdamW::step(Context& ctx, double learning_rate, double gradient_scale) {
   if constexpr (kWithCuda)
     if (all_float32()) return step_cuda(ctx, step);
   step_on_host(ctx, step);
+}
+
+void AdamW::guarded_step(Context& ctx, double learning_rate, const StepLimits& limits, const Tensor& loss, const Tensor& guard) const {
+  BRAID_CHECK(decides_on_device(ctx) && !slots_.empty(), "adamw: a guarded step needs float32 parameters on a GPU, got ", slots_.size(), " on ",
+              ctx.device());
+  for (const OptimizerSlot& slot : slots_)
+    BRAID_CHECK(slot.parameter->grad, "adamw: parameter '", slot.parameter->name, "' has no gradient; call zero_grads before backward");
+  if constexpr (kWithCuda) guarded_step_cuda(ctx, learning_rate, limits, loss, guard);
 }
 
 bool AdamW::all_float32() const {

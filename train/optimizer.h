@@ -11,6 +11,7 @@
 #pragma once
 #include <vector>
 
+#include "autograd/operator.h"
 #include "models/module.h"
 
 namespace braid {
@@ -36,6 +37,21 @@ struct AdamWStep {
   double correction1, correction2;  // 1 − β^t
 };
 
+/// What decides on a step, and what it decided: a GPU keeps it as these numbers, in this order, f64 [kSize].
+struct StepGuard {
+  static constexpr int64_t kSize = 6;
+  static constexpr int64_t kMemory = 50;          // steps of the running mean
+  static constexpr int64_t kFirstSpikeStep = 20;  // steps before it is relied on
+  double mean_loss = 0, num_in_mean = 0, num_updates = 0;
+  double loss = 0, norm = 0, skipped = 0;  // of the last step
+};
+static_assert(sizeof(StepGuard) == StepGuard::kSize * sizeof(double));
+
+struct StepLimits {
+  double max_grad_norm = 0;  // 0: no clipping
+  double spike_margin = 0;   // a loss this far above the running mean is a spike; 0: no watch is kept
+};
+
 /// All parameters are one list of equal pieces, so a step is one pass over everything, on any number of threads with the same bits;
 /// on a GPU one launch walks the same list. Parameters of a GPU that are not float32 are updated on the host.
 class AdamW {
@@ -54,6 +70,12 @@ class AdamW {
   /// One update from every parameter's `grad`, each multiplied by `gradient_scale` first (clipping). bf16 copies are refreshed.
   void step(Context& ctx, double learning_rate, double gradient_scale = 1);
 
+  /// True when guarded_step can be used: on a GPU, with float32 parameters.
+  bool decides_on_device(const Context& ctx) const { return kWithCuda && !ctx.on_cpu() && all_float32(); }
+  /// Norm, decision and update, all on the GPU: a step whose loss or norm is not finite, or whose loss is a spike, changes nothing but
+  /// `guard`. The host neither waits nor learns what became of it before it reads `guard` (f64 [StepGuard::kSize]).
+  void guarded_step(Context& ctx, double learning_rate, const StepLimits& limits, const Tensor& loss, const Tensor& guard) const;
+
   const AdamWOptions& options() const { return options_; }
   /// Parameters and moments, in the order of parameters.
   const std::vector<OptimizerSlot>& slots() const { return slots_; }
@@ -69,6 +91,7 @@ class AdamW {
   /// With CUDA only (optimizer_cuda.cpp, kernels in cuda/kernels/adamw): a block per piece. The list and the addresses stay on the GPU between calls.
   double squared_norm_cuda(Context& ctx) const;
   void step_cuda(Context& ctx, const AdamWStep& step) const;
+  void guarded_step_cuda(Context& ctx, double learning_rate, const StepLimits& limits, const Tensor& loss, const Tensor& guard) const;
   void refresh_device_tables(Context& ctx) const;
   /// A GPU's parameters updated on the host, with copies around it.
   void step_on_host(Context& ctx, const AdamWStep& step) const;

@@ -55,5 +55,21 @@ void AdamW::step_cuda(Context& ctx, const AdamWStep& step) const {
                     .eps = single(step.eps)});
 }
 
+void AdamW::guarded_step_cuda(Context& ctx, double learning_rate, const StepLimits& limits, const Tensor& loss, const Tensor& guard) const {
+  refresh_device_tables(ctx);
+  cuda::guarded_adamw_step(ctx, {device_slots_, device_pieces_},
+                           {.guard = guard.data<double>(),
+                            .loss = loss.data<double>(),
+                            .learning_rate = learning_rate,
+                            .beta1 = options_.beta1,
+                            .beta2 = options_.beta2,
+                            .eps = options_.eps,
+                            .weight_decay = options_.weight_decay,
+                            .max_norm = limits.max_grad_norm,
+                            .spike_margin = limits.spike_margin,
+                            .memory = static_cast<double>(StepGuard::kMemory),
+                            .first_spike = static_cast<double>(StepGuard::kFirstSpikeStep)});
+}
+
 }  // namespace braid
 #endif

@@ -99,16 +99,23 @@ RunEnd run_training(Trainer& trainer, const RunOptions& options, TrainObserver& 
   const int64_t newest = largest(trainer, trainer.steps_done());
   BRAID_CHECK(trainer.steps_done() == newest, "train: every rank must see the same checkpoints in ", options.directory.string(), ", got step ",
               trainer.steps_done(), " here and step ", newest, " on another");
-  while (!trainer.finished() && largest(trainer, interrupted() ? 1 : 0) == 0) {
-    StepReport report = trainer.step();
+  const auto finish_step = [&] {
+    StepReport report = trainer.finish_step();
     if (is_first && due(report.step, options.val_every)) report.val_loss = options.validate();
     if (files) files->append(report);
     observer.on_step(report);
     if (report.skipped)
       observer.on_note("step " + std::to_string(report.step) + " skipped: loss " + std::to_string(report.loss) + ", gradient norm " +
                        std::to_string(report.grad_norm));
-    if (files && due(report.step, options.save_every)) files->save();
+  };
+  while (!trainer.finished() && largest(trainer, interrupted() ? 1 : 0) == 0) {
+    trainer.start_step();
+    const int64_t step = trainer.steps_started();
+    const bool all = due(step, options.val_every) || due(step, options.save_every);
+    while (step - trainer.steps_done() > (all ? 0 : trainer.steps_ahead())) finish_step();
+    if (files && due(step, options.save_every)) files->save();
   }
+  while (trainer.steps_done() < trainer.steps_started()) finish_step();
   if (files && trainer.steps_done() > 0) files->save();
   if (trainer.finished()) return RunEnd::finished;
   observer.on_note("interrupted after step " + std::to_string(trainer.steps_done()));

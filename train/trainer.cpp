@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 
 #include "io/json.h"
 
@@ -30,39 +31,91 @@ Trainer::Trainer(Context& ctx, const Module& model, ScoreFunction score, BatchSo
 }
 
 StepReport Trainer::step() {
-  const auto start = std::chrono::steady_clock::now();
+  start_step();
+  while (pending_.size() > 1) finish_step();
+  return finish_step();
+}
+
+void Trainer::start_step() {
+  Pending step;
+  step.start = std::chrono::steady_clock::now();
+  step.learning_rate = learning_rate(options_.schedule, steps_started());
   const StepBatch batch = source_.next(ctx_);
-  const double loss = accumulate_gradients(batch);
-  const double norm = optimizer_.gradient_norm(ctx_);
-  const double rate = learning_rate(options_.schedule, state_.step);
-  const bool skipped = !acceptable(loss, norm);
-  if (!skipped) optimizer_.step(ctx_, rate, clip_scale(norm, options_.max_grad_norm));
+  step.num_tokens = batch.num_tokens;
+  step.flops = flops_of(batch);
+  const Tensor loss = accumulate_gradients(batch);
+  if (steps_ahead() > 0) decide_on_device(step, loss);
+  else decide_on_host(step, loss);
   zero_grads(ctx_, model_);
-  ctx_.synchronize();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  count_step(batch, loss, seconds, skipped);
+  if (steps_ahead() == 0) ctx_.synchronize();
+  pending_.push_back(std::move(step));
+}
+
+/// Counted on this rank's sequences; the other ranks' are taken to cost as much per token.
+double Trainer::flops_of(const StepBatch& batch) const {
+  if (!options_.cost) return 0;
+  double flops = 0, tokens = 0;
+  for (const Batch& micro_batch : batch.micro_batches) {
+    flops += options_.cost->flops(micro_batch.sequences);
+    tokens += static_cast<double>(micro_batch.sequences.num_tokens());
+  }
+  return tokens > 0 ? flops * static_cast<double>(batch.num_tokens) / tokens : 0;
+}
+
+void Trainer::decide_on_host(Pending& step, const Tensor& loss) {
+  StepGuard& result = step.result;
+  result.loss = item(ctx_, loss);
+  result.norm = optimizer_.gradient_norm(ctx_);
+  const bool good = acceptable(result.loss, result.norm);
+  result.skipped = good ? 0 : 1;
+  if (good) optimizer_.step(ctx_, step.learning_rate, clip_scale(result.norm, options_.max_grad_norm));
+  const int64_t in_mean = state_.num_in_mean + (good && state_.num_in_mean < StepGuard::kMemory ? 1 : 0);
+  result.num_in_mean = static_cast<double>(in_mean);
+  result.mean_loss = state_.mean_loss + (good ? (result.loss - state_.mean_loss) / result.num_in_mean : 0);
+  result.num_updates = static_cast<double>(optimizer_.num_updates());
+}
+
+void Trainer::decide_on_device(Pending& step, const Tensor& loss) {
+  if (!guard_) {
+    const std::vector<double> values = {
+        state_.mean_loss, static_cast<double>(state_.num_in_mean), static_cast<double>(optimizer_.num_updates()), 0, 0, 0};
+    guard_ = from_vector(ctx_, values, {StepGuard::kSize});
+  }
+  optimizer_.guarded_step(ctx_, step.learning_rate, {options_.max_grad_norm, options_.spike_margin}, loss, guard_);
+  step.read = transfers_of(ctx_.device()).read(guard_.raw(), guard_.nbytes(), ctx_.stream());
+}
+
+StepReport Trainer::finish_step() {
+  BRAID_CHECK(!pending_.empty(), "train: there is no step to finish");
+  Pending step = std::move(pending_.front());
+  pending_.pop_front();
+  if (step.read) std::memcpy(&step.result, step.read->wait(), sizeof(StepGuard));
+  const auto now = std::chrono::steady_clock::now();
+  const double seconds = std::chrono::duration<double>(now - std::max(step.start, last_finish_)).count();
+  last_finish_ = now;
+  count_step(step, seconds);
 
   StepReport report;
   report.step = state_.step;
   report.tokens = state_.tokens;
-  report.loss = loss;
-  report.learning_rate = rate;
-  report.grad_norm = norm;
-  report.tokens_per_s = static_cast<double>(batch.num_tokens) / seconds;
-  report.mfu = options_.peak_flops > 0 ? options_.flops_per_token * report.tokens_per_s / options_.peak_flops : 0;
-  report.memory_bytes = resident_bytes();
+  report.loss = step.result.loss;
+  report.learning_rate = step.learning_rate;
+  report.grad_norm = step.result.norm;
+  report.tokens_per_s = static_cast<double>(step.num_tokens) / seconds;
+  report.mfu = options_.peak_flops > 0 ? step.flops / (seconds * options_.peak_flops) : 0;
+  report.memory_bytes = ctx_.on_cpu() ? resident_bytes() : transfers_of(ctx_.device()).peak_bytes(ctx_.device());
   report.time = state_.seconds;
-  report.skipped = skipped;
+  report.skipped = step.result.skipped != 0;
   return report;
 }
 
-/// Gradients of Σ (loss over all targets of all micro-batches and ranks) / (number of those targets), and that loss.
-double Trainer::accumulate_gradients(const StepBatch& batch) {
+/// Gradients of Σ (loss over all targets of all micro-batches and ranks) / (number of those targets), and that loss, f64 [].
+Tensor Trainer::accumulate_gradients(const StepBatch& batch) {
   LossOptions options;
   options.denominator = static_cast<double>(std::max<int64_t>(1, batch.num_targets));
   options.recompute = options_.recompute;
   options.recompute_layers = options_.recompute_layers;
-  double loss = 0;
+  const Tensor total = Tensor::zeros(ctx_, {}, DType::f64);
   for (const Batch& micro_batch : batch.micro_batches) {
     Tape tape;
     LossOutput output;
@@ -71,39 +124,41 @@ double Trainer::accumulate_gradients(const StepBatch& batch) {
       output = score_(ctx_, micro_batch, options);
     }
     tape.backward(ctx_, output.loss);
-    loss += item(ctx_, output.loss);
+    convert_into(ctx_, total, output.loss, true);
   }
-  if (!communicator_ || communicator_->size() == 1) return loss;
+  if (!communicator_ || communicator_->size() == 1) return total;
   for (const Parameter* parameter : model_.parameters()) communicator_->all_reduce(ctx_, parameter->grad, Reduction::sum);
-  const Tensor total = from_vector<double>(ctx_, {loss}, {});
   communicator_->all_reduce(ctx_, total, Reduction::sum);
-  return item(ctx_, total);
+  return total;
 }
 
 bool Trainer::acceptable(double loss, double norm) const {
   if (!std::isfinite(loss) || !std::isfinite(norm)) return false;
-  const bool watching = options_.spike_margin > 0 && state_.num_in_mean >= kFirstSpikeStep;
+  const bool watching = options_.spike_margin > 0 && state_.num_in_mean >= StepGuard::kFirstSpikeStep;
   return !watching || loss <= state_.mean_loss + options_.spike_margin;
 }
 
-void Trainer::count_step(const StepBatch& batch, double loss, double seconds, bool skipped) {
+void Trainer::count_step(const Pending& step, double seconds) {
+  const StepGuard& result = step.result;
   ++state_.step;
-  state_.tokens += batch.num_tokens;
+  state_.tokens += step.num_tokens;
   state_.seconds += seconds;
-  if (skipped) {
-    ++state_.num_skipped;
-    ++state_.skipped_in_row;
-    BRAID_CHECK(state_.skipped_in_row < options_.max_skipped_in_row, "train: step ", state_.step, ": the loss (", loss,
-                ") or its gradient was not finite, or jumped, for ", state_.skipped_in_row,
-                " steps in a row; lower the learning rate or lengthen the warm-up, and resume from an earlier checkpoint");
+  state_.mean_loss = result.mean_loss;
+  state_.num_in_mean = static_cast<int64_t>(result.num_in_mean);
+  optimizer_.set_num_updates(static_cast<int64_t>(result.num_updates));
+  if (result.skipped == 0) {
+    state_.skipped_in_row = 0;
     return;
   }
-  state_.skipped_in_row = 0;
-  state_.num_in_mean = std::min(state_.num_in_mean + 1, kMemory);
-  state_.mean_loss += (loss - state_.mean_loss) / static_cast<double>(state_.num_in_mean);
+  ++state_.num_skipped;
+  ++state_.skipped_in_row;
+  BRAID_CHECK(state_.skipped_in_row < options_.max_skipped_in_row, "train: step ", state_.step, ": the loss (", result.loss,
+              ") or its gradient was not finite, or jumped, for ", state_.skipped_in_row,
+              " steps in a row; lower the learning rate or lengthen the warm-up, and resume from an earlier checkpoint");
 }
 
 Checkpoint Trainer::checkpoint(const std::string& config) const {
+  BRAID_CHECK(pending_.empty(), "train: a checkpoint can be made when no step is in flight, got ", pending_.size());
   const DataPosition position = source_.position();
   const Random::State random = ctx_.random.state();
   const Json state = {{"tokens", state_.tokens},
@@ -128,6 +183,8 @@ Checkpoint Trainer::checkpoint(const std::string& config) const {
 
 void Trainer::restore(const CheckpointReader& checkpoint) {
   using Group = CheckpointReader::Group;
+  pending_.clear();
+  guard_ = {};
   const std::string name = checkpoint.directory().string();
   const size_t num_saved = checkpoint.names(Group::parameters).size();
   BRAID_CHECK(num_saved == optimizer_.slots().size(), name, ": it holds ", num_saved, " parameters, the model has ", optimizer_.slots().size());

@@ -2,10 +2,13 @@
 
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
+#include "core/owner.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::cuda {
@@ -38,10 +41,22 @@ struct Plan {
   cublasLtMatmulAlgo_t algorithm;
 };
 
-using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, DType, DType>;
+/// The largest power of two, up to an allocation's 256, that an address is a multiple of: algorithms differ in what they need.
+uint32_t alignment_of(const Tensor& tensor) {
+  const auto address = reinterpret_cast<uintptr_t>(tensor.raw());
+  return static_cast<uint32_t>(std::min<uintptr_t>(256, address & (~address + 1)));
+}
+
+struct Operands {
+  DType in, out;
+  uint32_t align_a, align_b, align_c;
+  friend auto operator<=>(const Operands&, const Operands&) = default;
+};
+using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, Operands>;
 
 /// cuBLASLt thinks in columns: row-major c = a·b is column-major c^T = b^T·a^T, so b comes first and sizes swap.
-Plan make_plan(cublasLtHandle_t handle, const Product& p, DType in, DType out) {
+Plan make_plan(cublasLtHandle_t handle, const Product& p, const Operands& operands) {
+  const DType in = operands.in, out = operands.out;
   Plan plan;
   const bool is_double = in == DType::f64;
   check_blas(cublasLtMatmulDescCreate(&plan.operation, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, is_double ? CUDA_R_64F : CUDA_R_32F), p,
@@ -57,8 +72,14 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p, DType in, DType out) {
   layout(plan.c, out, p.m, p.n);
   cublasLtMatmulPreference_t preference;
   check_blas(cublasLtMatmulPreferenceCreate(&preference), p, "setup");
-  check_blas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes, sizeof(kWorkspaceBytes)), p,
-             "setup");
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
+    check_blas(cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof(value)), p, "setup");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, operands.align_b);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, operands.align_a);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, operands.align_c);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, operands.align_c);
   cublasLtMatmulHeuristicResult_t best;
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &best, &found);
@@ -72,11 +93,10 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p, DType in, DType out) {
 class Products {
  public:
   void run(Context& ctx, const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
-    const Plan plan = plan_for(ctx.device().index, p, a.dtype(), c.dtype());
+    const auto [plan, workspace] = plan_for(ctx, p, {a.dtype(), c.dtype(), alignment_of(a), alignment_of(b), alignment_of(c)});
     const float one = 1, beta = p.add ? 1 : 0;
     const double one_wide = 1, beta_wide = p.add ? 1 : 0;
     const bool is_double = a.dtype() == DType::f64;
-    const Tensor workspace = Tensor::empty(ctx, {static_cast<int64_t>(kWorkspaceBytes)}, DType::u8);
     check_blas(cublasLtMatmul(handle_, plan.operation, is_double ? static_cast<const void*>(&one_wide) : &one, b.raw(), plan.a, a.raw(), plan.b,
                               is_double ? static_cast<const void*>(&beta_wide) : &beta, c.raw(), plan.c, c.raw(), plan.c, &plan.algorithm,
                               workspace.raw(), kWorkspaceBytes, native(ctx.stream())),
@@ -84,16 +104,29 @@ class Products {
   }
 
  private:
-  Plan plan_for(int device, const Product& p, DType in, DType out) {
+  std::pair<Plan, Tensor> plan_for(Context& ctx, const Product& p, const Operands& operands) {
     std::lock_guard lock(mutex_);
     if (!handle_) check_blas(cublasLtCreate(&handle_), p, "cublasLtCreate");
-    const Key key{device, p.transpose_a, p.transpose_b, p.add, p.m, p.n, p.k, in, out};
-    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
-    return plans_[key] = make_plan(handle_, p, in, out);
+    const Key key{ctx.device().index, p.transpose_a, p.transpose_b, p.add, p.m, p.n, p.k, operands};
+    auto found = plans_.find(key);
+    if (found == plans_.end()) found = plans_.emplace(key, make_plan(handle_, p, operands)).first;
+    return {found->second, workspace_of(ctx)};
+  }
+
+  /// One for each of the last few streams: products of one stream follow each other and may share it.
+  Tensor workspace_of(Context& ctx) {
+    const auto same = [&](const auto& entry) { return entry.first == ctx.stream().native(); };
+    if (const auto found = std::find_if(workspaces_.begin(), workspaces_.end(), same); found != workspaces_.end()) return found->second;
+    constexpr size_t kMostStreams = 4;
+    if (workspaces_.size() == kMostStreams) workspaces_.erase(workspaces_.begin());
+    const WithOwner owner("workspace of products");
+    const auto bytes = static_cast<int64_t>(kWorkspaceBytes);
+    return workspaces_.emplace_back(ctx.stream().native(), Tensor::empty(ctx, {bytes}, DType::u8)).second;
   }
 
   std::mutex mutex_;
   cublasLtHandle_t handle_ = nullptr;
+  std::vector<std::pair<void*, Tensor>> workspaces_;
   std::map<Key, Plan> plans_;  // shapes of a run are few; plans live as long as the process
 };
 

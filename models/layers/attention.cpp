@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/attention.h"
+#include "ops/decode_attention.h"
 #include "ops/rotary.h"
 
 namespace braid {
@@ -44,7 +45,8 @@ Tensor AttentionMixer::forward(Context& ctx, const MixerInput& in) const {
     k = (*k_norm_)(ctx, k);
   }
   Rotary::Attrs positions{in.seqs, config_.rope_theta, {}};
-  if (in.positions) positions.offsets = *in.positions;
+  if (in.device_positions) positions.device_offsets = in.device_positions;
+  else if (in.positions) positions.offsets = *in.positions;
   q = apply<Rotary>(ctx, {q}, positions).y;
   k = apply<Rotary>(ctx, {k}, positions).y;
   const Tensor o = in.state ? attend_to_cache(ctx, q, k, v, in) : attend(ctx, q, k, v, in);
@@ -58,6 +60,8 @@ Tensor AttentionMixer::attend(Context& ctx, const Tensor& q, const Tensor& k, co
 Tensor AttentionMixer::attend_to_cache(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const MixerInput& in) const {
   const int64_t S = in.seqs.count(), window = config_.window_size;
   std::vector<KvCache>& caches = in.state->kv;
+  if constexpr (kWithCuda)
+    if (in.device_positions) return decode_attention_cuda(ctx, q, k, v, caches.at(0).ring_k(), caches.at(0).ring_v(), in.device_positions, window);
   caches.resize(S);
   const bool all_empty = std::all_of(caches.begin(), caches.end(), [](const KvCache& cache) { return cache.length() == 0; });
   if (all_empty) {

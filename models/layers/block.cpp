@@ -27,8 +27,10 @@ Block::Block(const ModelConfig& config, int64_t layer_idx, const Parameter& lowe
 }
 
 Tensor Block::operator()(Context& ctx, const MixerInput& in, bool recompute_mlp) const {
-  const Tensor mixed = mixer_->forward(ctx, {attn_norm_(ctx, in.x), in.seqs, in.state, in.positions});
-  const auto normed = mlp_norm_.add(ctx, mixed, in.x);
+  // On the CPU the two gradients of x are added apart: the bits of its runs stay what they were.
+  const RmsNorm::Outputs first = ctx.on_cpu() ? RmsNorm::Outputs{attn_norm_(ctx, in.x), in.x} : attn_norm_.with_input(ctx, in.x);
+  const Tensor mixed = mixer_->forward(ctx, {first.y, in.seqs, in.state, in.positions, in.device_positions});
+  const auto normed = mlp_norm_.add(ctx, mixed, first.sum);
   const Tensor update = recompute_mlp ? recompute(ctx, RunMlp{&mlp_}, {normed.y}) : mlp_(ctx, normed.y);
   return apply<Add>(ctx, {normed.sum, update}).y;
 }

@@ -1,6 +1,7 @@
 #include "models/layers/delta_net.h"
 
 #include "models/layers/recur.h"
+#include "ops/branches.h"
 #include "ops/elementwise.h"
 #include "ops/recurrence/gated_delta_rule.h"
 
@@ -42,13 +43,21 @@ DeltaNetMixer::DeltaNetMixer(const ModelConfig& config, const std::string& name)
 Tensor DeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0);
   const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_heads_, head_v_dim_};
-  const Tensor q = q_(ctx, in, 0).view(keys), k = k_(ctx, in, 1).view(keys), v = v_(ctx, in, 2).view(values);
-  Tensor beta;
+  Tensor q, k, v, beta;
+  {
+    Branches parts(ctx, is_one_token(in.x));
+    q = q_(ctx, in, 0).view(keys);
+    parts.next();
+    k = k_(ctx, in, 1).view(keys);
+    parts.next();
+    v = v_(ctx, in, 2).view(values);
+  }
   if (b_) {
     beta = writing_strength(ctx, (*b_)(ctx, in.x), allow_neg_eigval_);
   } else {
-    const std::vector<double> ones(N * num_heads_, allow_neg_eigval_ ? 2.0 : 1.0);
-    beta = converted(ctx, from_vector(ctx, ones, {N, num_heads_}), accumulator(q.dtype()));
+    // 2 · sigmoid(0) is 1 to the bit, made on the device where the values are needed.
+    const Tensor zeros = Tensor::zeros(ctx, {N, num_heads_}, accumulator(q.dtype()));
+    beta = apply<Scale>(ctx, {writing_strength(ctx, zeros, allow_neg_eigval_)}, Scale(2)).y;
   }
   const Tensor o = recur<GatedDeltaRule>(ctx, in, {q, k, v, beta, {}, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
   return output_(ctx, o, in.x);

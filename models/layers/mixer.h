@@ -14,7 +14,11 @@ struct MixerInput {
   const Sequences& seqs;
   LayerState* state = nullptr;                      // read and updated; null: every sequence starts anew
   const std::vector<int64_t>* positions = nullptr;  // with a state: position of each sequence's first token here
+  Tensor device_positions = {};                     // the same, i64 [S] on a GPU, when decoding is recorded as a graph; `positions` stand still then
 };
+
+/// One token in bf16: its projections may be parts of Branches (ops/branches.h).
+inline bool is_one_token(const Tensor& x) { return x.size(0) == 1 && x.dtype() == DType::bf16; }
 
 /// Per token and layer, in elements and floating-point operations of the forward pass.
 struct MixerCost {

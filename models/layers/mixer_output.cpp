@@ -13,13 +13,14 @@ MixerOutput::MixerOutput(const std::string& name, Options options)
   adopt(out_);
 }
 
-Tensor MixerOutput::operator()(Context& ctx, const Tensor& o, const Tensor& x) const {
+Tensor MixerOutput::operator()(Context& ctx, const Tensor& o, const Tensor& x, const Tensor& gate_of_x) const {
   const int64_t N = x.size(0);
   const Shape heads = {N, options_.num_heads, options_.head_dim};
   Tensor y;
-  if (gate_)
-    y = apply<GatedRmsNorm>(ctx, {o.view(heads), (*gate_)(ctx, x).view(heads), norm_.weight.use(ctx)}, {options_.eps, GateActivation::swish}).y;
-  else y = norm_(ctx, o.view(heads));
+  if (gate_) {
+    const Tensor by = gate_of_x ? gate_of_x : gate(ctx, x);
+    y = apply<GatedRmsNorm>(ctx, {o.view(heads), by.view(heads), norm_.weight.use(ctx)}, {options_.eps, GateActivation::swish}).y;
+  } else y = norm_(ctx, o.view(heads));
   return out_(ctx, y.view({N, options_.num_heads * options_.head_dim}));
 }
 

@@ -20,7 +20,10 @@ class MixerOutput final : public Module {
   };
   MixerOutput(const std::string& name, Options options);
   /// o [N, num_heads · head_dim] in any shape, x [N, hidden_size] → [N, hidden_size].
-  Tensor operator()(Context& ctx, const Tensor& o, const Tensor& x) const;
+  Tensor operator()(Context& ctx, const Tensor& o, const Tensor& x) const { return (*this)(ctx, o, x, {}); }
+  /// The same in two halves: gate(x), which needs no o; undefined without a gate.
+  Tensor gate(Context& ctx, const Tensor& x) const { return gate_ ? (*gate_)(ctx, x) : Tensor{}; }
+  Tensor operator()(Context& ctx, const Tensor& o, const Tensor& x, const Tensor& gate_of_x) const;
 
  private:
   Options options_;

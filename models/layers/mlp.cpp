@@ -1,5 +1,7 @@
 #include "models/layers/mlp.h"
 
+#include "models/layers/mixer.h"
+#include "ops/branches.h"
 #include "ops/swiglu.h"
 
 namespace braid {
@@ -11,6 +13,15 @@ Mlp::Mlp(const std::string& name, int64_t hidden_size, int64_t width)
   adopt(down_);
 }
 
-Tensor Mlp::operator()(Context& ctx, const Tensor& x) const { return down_(ctx, apply<SwiGlu>(ctx, {gate_(ctx, x), up_(ctx, x)}).y); }
+Tensor Mlp::operator()(Context& ctx, const Tensor& x) const {
+  Tensor gate, up;
+  {
+    Branches parts(ctx, is_one_token(x));
+    gate = gate_(ctx, x);
+    parts.next();
+    up = up_(ctx, x);
+  }
+  return down_(ctx, apply<SwiGlu>(ctx, {gate, up}).y);
+}
 
 }  // namespace braid

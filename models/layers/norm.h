@@ -12,6 +12,8 @@ class NormLayer final : public Module {
   /// x [..., width] → like x.
   Tensor operator()(Context& ctx, const Tensor& x) const;
   /// x + residual, normalised; and the sum itself.
+  /// norm(x), and x itself as `sum`: what is beside the norm goes on from that.
+  RmsNorm::Outputs with_input(Context& ctx, const Tensor& x) const;
   RmsNorm::Outputs add(Context& ctx, const Tensor& x, const Tensor& residual) const;
 
   Parameter weight;

@@ -44,10 +44,19 @@ RetNetMixer::RetNetMixer(const ModelConfig& config, const std::string& name)
   adopt(output_);
 }
 
+Tensor RetNetMixer::log_decay_for(Context& ctx, DType dtype) const {
+  if (!log_decay_ || log_decay_.dtype() != dtype || log_decay_.device() != ctx.device() || log_decay_stream_.native() != ctx.stream().native()) {
+    log_decay_ = retention_log_decay(ctx, num_heads_, dtype);
+    log_decay_stream_ = ctx.stream();
+  }
+  return log_decay_;
+}
+
 Tensor RetNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0), groups = num_heads_ / num_kv_heads_;
   Rotary::Attrs positions{in.seqs, kTheta, {}};
-  if (in.positions) positions.offsets = *in.positions;
+  if (in.device_positions) positions.device_offsets = in.device_positions;
+  else if (in.positions) positions.offsets = *in.positions;
   const Tensor q = apply<Rotary>(ctx, {q_(ctx, in, 0).view({N, num_heads_, head_k_dim_})}, positions).y;
   Tensor k = apply<Rotary>(ctx, {k_(ctx, in, 1).view({N, num_kv_heads_, head_k_dim_})}, positions).y;
   Tensor v = v_(ctx, in, 2).view({N, num_kv_heads_, head_v_dim_});
@@ -55,7 +64,7 @@ Tensor RetNetMixer::forward(Context& ctx, const MixerInput& in) const {
     k = apply<RepeatHeads>(ctx, {k}, {groups}).y;
     v = apply<RepeatHeads>(ctx, {v}, {groups}).y;
   }
-  const Tensor log_decay = retention_log_decay(ctx, num_heads_, accumulator(q.dtype()));
+  const Tensor log_decay = log_decay_for(ctx, accumulator(q.dtype()));
   const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
   return output_(ctx, o, in.x);
 }

@@ -16,9 +16,14 @@ class RetNetMixer final : public Mixer {
   MixerCost cost() const override;
 
  private:
+  /// Made once where it is used: every layer of every step would upload it otherwise.
+  Tensor log_decay_for(Context& ctx, DType dtype) const;
+
   int64_t num_heads_, num_kv_heads_, head_k_dim_, head_v_dim_;
   Projection q_, k_, v_;
   MixerOutput output_;
+  mutable Tensor log_decay_;  // [H]
+  mutable Stream log_decay_stream_;
 };
 
 /// The output of RetNet and GLA, which share it: names and all.

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "core/owner.h"
+#include "core/transfers.h"
 #include "tests/support/random_tensors.h"
 
 namespace braid::testing {
@@ -30,11 +32,13 @@ TEST_F(CudaRuntime, CountsMemoryAndSaysWhenItIsOut) {
   const int64_t before = cuda::memory_use().used_bytes;
   const Tensor kept = Tensor::zeros(gpu, {1 << 20}, DType::f32);
   EXPECT_EQ(cuda::memory_use().used_bytes - before, 4 << 20);
+  const WithOwner owner("somebody");
   try {
     Tensor::empty(gpu, {int64_t{1} << 42}, DType::f32);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("cuda:0: out of memory: asked for 17592186044416 bytes"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("activations and scratch "), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("cuda:0: out of memory: somebody asked for 17592186044416 bytes"), std::string::npos) << error.what();
   }
 }
 
@@ -51,6 +55,37 @@ TEST_F(CudaRuntime, EventsTimeAndGraphsReplay) {
   end.synchronize();
   EXPECT_GT(cuda::Event::elapsed_ms(begin, end), 0);
   EXPECT_EQ(to_vector<float>(gpu, a)[0], 3);
+}
+
+TEST_F(CudaRuntime, UploadsAndReadsWithoutWaiting) {
+  Context gpu = cuda::make_context();
+  std::vector<Tensor> tensors;
+  std::vector<std::unique_ptr<PendingRead>> reads;
+  for (int i = 0; i < 200; ++i) {  // the host's values are gone before the device has them
+    tensors.push_back(from_vector<float>(gpu, std::vector<float>(1000, static_cast<float>(i)), {1000}));
+    reads.push_back(transfers_of(gpu.device()).read(tensors.back().raw(), 4000, gpu.stream()));
+  }
+  for (int i = 0; i < 200; ++i) EXPECT_EQ(reinterpret_cast<const float*>(reads[i]->wait())[999], static_cast<float>(i));
+  const std::vector<float> large(40 << 20, 3);  // more than is staged at once
+  EXPECT_EQ(to_vector<float>(gpu, from_vector(gpu, large, {40 << 20})), large);
+}
+
+TEST_F(CudaRuntime, GraphsKeepWhatTheyMade) {
+  Context gpu = cuda::make_context();
+  const Tensor x = Tensor::zeros(gpu, {256}, DType::f32), one = from_vector<float>(gpu, std::vector<float>(256, 1), {256});
+  Tensor made;
+  cuda::Graph graph;
+  graph.record(gpu, [&] {
+    convert_into(gpu, x, one, true);
+    for (int i = 0; i < 3; ++i) made = copied(gpu, x);
+  });
+  const Tensor other = Tensor::zeros(gpu, {256}, DType::f32);
+  for (int i = 1; i <= 3; ++i) {
+    graph.replay(gpu);
+    EXPECT_EQ(to_vector<float>(gpu, made)[255], static_cast<float>(i));
+  }
+  EXPECT_EQ(to_vector<float>(gpu, other)[255], 0);
+  EXPECT_THROW(graph.record(gpu, [&] { from_vector<float>(gpu, {1}, {1}); }), Error);
 }
 
 TEST_F(CudaRuntime, RefusesADeviceThatIsNotThere) { EXPECT_THROW(cuda::make_context(99), Error); }

@@ -9,6 +9,7 @@
 #include "train/cli/model_source.h"
 #include "train/cli/options.h"
 #include "train/cli/sampling.h"
+#include "train/decoder.h"
 #include "train/interrupt.h"
 
 namespace braid::cli {
@@ -31,28 +32,13 @@ double ms_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Logits after the last of `tokens`, which go on from `state`.
-std::vector<double> advance(Context& ctx, const HybridLm& model, const std::vector<int64_t>& tokens, State& state) {
-  const auto count = static_cast<int64_t>(tokens.size());
-  const Tensor hidden = model.hidden(ctx, from_vector<int64_t>(ctx, tokens, {count}), Sequences::single(count), &state);
-  return to_vector<double>(ctx, model.logits(ctx, contiguous(ctx, hidden.slice(0, count - 1, count))));
-}
-
-/// The prompt in chunks, so that memory does not grow with it beyond what the state holds.
-std::vector<double> prefill(Context& ctx, const HybridLm& model, const std::vector<int64_t>& prompt, int64_t chunk, State& state) {
-  std::vector<double> logits;
-  for (size_t begin = 0; begin < prompt.size(); begin += chunk)
-    logits = advance(ctx, model, {prompt.begin() + begin, prompt.begin() + std::min(prompt.size(), begin + chunk)}, state);
-  return logits;
-}
-
 Decoded decode(Context& ctx, const HybridLm& model, const Tokenizer& tokenizer, const std::vector<int64_t>& prompt, const GenerateOptions& o) {
   InterruptGuard guard;
   Decoded result;
   Random random(static_cast<uint64_t>(o.seed));
-  State state = make_state(model, ctx, 1);
+  Decoder decoder(ctx, model, static_cast<int64_t>(prompt.size()) + o.max_tokens);
   auto start = std::chrono::steady_clock::now();
-  std::vector<double> logits = prefill(ctx, model, prompt, o.chunk, state);
+  std::vector<double> logits = decoder.prefill(prompt, o.chunk);
   result.prefill_ms = ms_since(start);
   start = std::chrono::steady_clock::now();
   for (int64_t i = 0; i < o.max_tokens && !interrupted(); ++i) {
@@ -60,10 +46,10 @@ Decoded decode(Context& ctx, const HybridLm& model, const Tokenizer& tokenizer, 
     const int64_t token = sample(logits, o.sampling, random);
     result.tokens.push_back(token);
     std::cout << tokenizer.decode({token}) << std::flush;
-    if (i + 1 < o.max_tokens) logits = advance(ctx, model, {token}, state);
+    if (i + 1 < o.max_tokens) logits = decoder.advance(token);
   }
   result.decode_ms = ms_since(start);
-  result.state_bytes = state.bytes();
+  result.state_bytes = decoder.state_bytes();
   return result;
 }
 

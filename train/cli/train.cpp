@@ -1,4 +1,5 @@
 // braid train: trains a model on token data sets.
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -6,6 +7,10 @@
 
 #ifdef BRAID_WITH_MPI
 #include "core/communicator_mpi.h"
+#endif
+#include "core/profile.h"
+#ifdef BRAID_WITH_CUDA
+#include "cuda/runtime/memory.h"
 #endif
 #include "io/json.h"
 #include "io/token_dataset.h"
@@ -28,8 +33,8 @@ struct TrainCommand {
   std::vector<std::string> data;
   int64_t steps = 1000, batch_tokens = 8192, context = 512, warmup = -1, accumulate = 1, micro_tokens = 0, seed = 0;
   int64_t val_every = 0, val_tokens = 1 << 16, save_every = 0, keep = 3;
-  double lr = 1e-3, weight_decay = 0.1, clip = 1, floor_ratio = 0.1, decay_fraction = 0.2, spike_margin = 3;
-  bool resume = false, memory = false;
+  double lr = 1e-3, weight_decay = 0.1, clip = 1, floor_ratio = 0.1, decay_fraction = 0.2, spike_margin = 3, peak_tflops = 0;
+  bool resume = false, memory = false, profile = false;
   RecallOptions recall;
   DeviceOptions device;
 };
@@ -64,7 +69,10 @@ void declare(Options& options, TrainCommand& o) {
   options.integer("save-every", "steps between checkpoints; 0: only at the end", o.save_every);
   options.integer("keep", "newest checkpoints kept; 0: all", o.keep);
   options.choice("recompute", "what is computed again in backward instead of kept", o.recompute, {"none", "mlp", "block"});
-  options.flag("memory", "print what is kept for backward, by operator, before training", o.memory);
+  options.flag("memory", "print what is kept for backward, by operator, before training, and on a GPU who held what when most was held", o.memory);
+  options.flag("profile", "print where the fifth step's time went, by operator; on a GPU this run waits for every kernel", o.profile);
+  options.number("peak-tflops", "operations per second that MFU is measured against; 0: 803 on a GPU (an H100's bf16 product), measured on the CPU",
+                 o.peak_tflops);
   options.device(o.device);
 }
 
@@ -141,8 +149,9 @@ TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Con
   options.recompute = recompute_level(o.recompute);
   options.compute_dtype = o.dtype.empty() ? (ctx.on_cpu() ? DType::f32 : DType::bf16) : parse_compute_dtype("--dtype", o.dtype);
   options.spike_margin = o.spike_margin;
-  options.flops_per_token = model_cost(config, o.context).flops_per_token();
-  if (ctx.on_cpu()) options.peak_flops = gemm_flops_per_second(ctx);
+  options.cost = model_cost(config, o.context);
+  constexpr double kMeasuredPeak = 803e12;
+  options.peak_flops = o.peak_tflops > 0 ? 1e12 * o.peak_tflops : ctx.on_cpu() ? gemm_flops_per_second(ctx) : kMeasuredPeak;
   check_train_options(options);
   return options;
 }
@@ -166,6 +175,24 @@ void print_memory(Context& ctx, const HybridLm& model, const std::vector<Weighte
   table.add({"parameters, gradients and moments", "", bytes(16 * parameters)});
   table.print(std::cout);
   std::cout.flush();
+}
+
+/// On a GPU: who held what when most was held.
+void print_held_at_peak([[maybe_unused]] Context& ctx, ProgressLine& line) {
+#ifdef BRAID_WITH_CUDA
+  if (ctx.on_cpu()) return;
+  line.finish();
+  Table table({"held at the peak by", "bytes"});
+  double total = 0;
+  for (const cuda::HeldBytes& held : cuda::memory_held_at_peak(ctx.device().index)) {
+    table.add({held.owner, bytes(static_cast<double>(held.bytes))});
+    total += static_cast<double>(held.bytes);
+  }
+  table.add({"all of these", bytes(total)});
+  table.print(std::cout);
+#else
+  static_cast<void>(line);
+#endif
 }
 
 std::vector<WeightedSource> open_sources(const TrainCommand& o, const ModelConfig& config) {
@@ -198,6 +225,39 @@ RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
   return run;
 }
 
+/// The progress line, and what --memory and --profile ask for.
+class TrainReporter final : public TrainObserver {
+ public:
+  TrainReporter(Context& ctx, const TrainCommand& o) : ctx_(ctx), o_(o), progress_(stdout, o.steps) {}
+  void on_step(const StepReport& report) override {
+    progress_.on_step(report);
+    // Set between two steps, taken away before the next: exactly one is measured.
+    ctx_.profile = o_.profile && report.step == kBeforeProfile ? &profile_ : nullptr;
+    if (o_.memory && report.step == 1) print_held_at_peak(ctx_, progress_.line());
+  }
+  void on_note(const std::string& text) override { progress_.on_note(text); }
+  void print_profile() {
+    progress_.line().finish();
+    if (profile_.ops.empty()) return;
+    std::vector<std::pair<double, std::string>> order;
+    for (const auto& [op, entry] : profile_.ops) order.emplace_back(entry.forward_ms + entry.backward_ms, op);
+    std::sort(order.rbegin(), order.rend());
+    Table table({"operator", "calls", "forward ms", "backward ms"});
+    for (const auto& [total, op] : order) {
+      const Profile::Entry& entry = profile_.ops.at(op);
+      table.add({op, std::to_string(entry.num_calls), number(entry.forward_ms), number(entry.backward_ms)});
+    }
+    table.print(std::cout);
+  }
+
+ private:
+  static constexpr int64_t kBeforeProfile = 3;
+  Context& ctx_;
+  const TrainCommand& o_;
+  ProgressObserver progress_;
+  Profile profile_;
+};
+
 void check(const TrainCommand& o) {
   BRAID_CHECK(o.data.empty() != o.recall.task.empty(), "--data must be given, or --recall, got ", o.data.empty() ? "nothing" : "both",
               "; see 'braid train --help'");
@@ -219,6 +279,10 @@ int run_train(const Arguments& arguments) {
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
   check(o);
+  if (o.profile) ::setenv("CUDA_LAUNCH_BLOCKING", "1", 1);  // operators are timed on the host
+#ifdef BRAID_WITH_MPI
+  if (o.device.device.empty() && started_by_mpi()) o.device.device = "cpu";  // ranks exchange tensors of the CPU
+#endif
   Context ctx = make_context(o.device);
   const std::unique_ptr<Communicator> ranks = make_ranks(o, ctx);
   const BatchShare share = batch_share(o, *ranks);
@@ -245,9 +309,9 @@ int run_train(const Arguments& arguments) {
     run_training(trainer, run, silent);
     return kDone;
   }
-  ProgressObserver observer(stdout, o.steps);
+  TrainReporter observer(ctx, o);
   const RunEnd end = run_training(trainer, run, observer);
-  observer.line().finish();
+  observer.print_profile();
   std::cout << (end == RunEnd::finished ? "finished" : "interrupted") << " after step " << trainer.steps_done() << " of " << o.steps << "; " << o.out
             << " holds the checkpoint";
   if (trainer.num_skipped() > 0) std::cout << "; " << trainer.num_skipped() << " steps were skipped";

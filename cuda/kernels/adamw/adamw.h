@@ -18,9 +18,18 @@ struct AdamWTables {
 /// One step's numbers; rest = 1 − β.
 struct AdamWScalars {
   float gradient_scale, beta1, rest1, beta2, rest2, keep, rate, v_scale, eps;
+  int32_t skip = 0;  // 1: nothing is changed
 };
 
 void adamw_step(Context& ctx, const AdamWTables& tables, const AdamWScalars& scalars);
+
+/// A step that the GPU itself decides on (train/optimizer.h, StepGuard), so that the host need not wait for the gradient.
+struct AdamWGuard {
+  double* guard;       // [kSize] as in StepGuard, read and written
+  const double* loss;  // []
+  double learning_rate, beta1, beta2, eps, weight_decay, max_norm, spike_margin, memory, first_spike;
+};
+void guarded_adamw_step(Context& ctx, const AdamWTables& tables, const AdamWGuard& guard);
 /// Σ gradient² over all pieces, f64 [], summed in a fixed order. There must be a piece.
 Tensor squared_norm(Context& ctx, const AdamWTables& tables);
 

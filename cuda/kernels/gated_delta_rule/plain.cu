@@ -3,6 +3,7 @@
 #include "cuda/device/reduce.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
+#include "cuda/kernels/gated_delta_rule/step.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -298,6 +299,10 @@ Tensor in_float(Context& ctx, const Tensor& x) { return !x.defined() || x.dtype(
 }  // namespace
 
 GatedDeltaRule::Saved GatedDeltaRule::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
+  if (delta_cuda::takes_step(ctx, in, attrs)) {
+    delta_cuda::step(ctx, in, attrs, out);
+    return {};
+  }
   if (delta_cuda::takes(ctx, in, attrs)) return delta_cuda::forward(ctx, in, attrs, out);
   const DType dtype = in.q.dtype();
   cuda::require_kernel_dtype(name, dtype);

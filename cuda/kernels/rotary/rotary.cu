@@ -59,7 +59,7 @@ void turn(Context& ctx, const Tensor& x, const Rotary::Attrs& attrs, float direc
   cuda::require_kernel_dtype(Rotary::name, x.dtype());
   if (x.numel() == 0) return;
   const bool few = attrs.offsets.size() <= kFewSequences;
-  const Tensor offsets = few ? Tensor{} : from_vector(ctx, attrs.offsets, {attrs.seqs.count()});
+  const Tensor offsets = attrs.device_offsets ? attrs.device_offsets : few ? Tensor{} : from_vector(ctx, attrs.offsets, {attrs.seqs.count()});
   RotaryParams params{x.raw(),
                       y.raw(),
                       attrs.seqs.on_device(ctx).data<int64_t>(),

@@ -1,0 +1,42 @@
+#include "core/transfers.h"
+
+#include <cstring>
+#include <vector>
+
+namespace braid {
+namespace {
+
+class HostRead final : public PendingRead {
+ public:
+  HostRead(const void* from, size_t bytes) : bytes_(bytes) {
+    if (bytes) std::memcpy(bytes_.data(), from, bytes);
+  }
+  const std::byte* wait() override { return bytes_.data(); }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+class HostTransfers final : public DeviceTransfers {
+ public:
+  void upload(void* to, const void* from, size_t bytes, Stream) override {
+    if (bytes) std::memcpy(to, from, bytes);
+  }
+  std::unique_ptr<PendingRead> read(const void* from, size_t bytes, Stream) override { return std::make_unique<HostRead>(from, bytes); }
+  int64_t peak_bytes(Device) override { return 0; }
+};
+
+DeviceTransfers* cuda_transfers = nullptr;
+
+}  // namespace
+
+DeviceTransfers& transfers_of(Device device) {
+  static HostTransfers host;
+  if (device.kind == DeviceKind::cpu) return host;
+  BRAID_CHECK(cuda_transfers, device, ": this build or machine has no CUDA device");
+  return *cuda_transfers;
+}
+
+void set_cuda_transfers(DeviceTransfers* transfers) { cuda_transfers = transfers; }
+
+}  // namespace braid

@@ -1,0 +1,36 @@
+// Memory for tensors made while a graph is recorded: a replay finds them where the recording left them.
+#pragma once
+#include <cstddef>
+#include <map>
+#include <vector>
+
+namespace braid::cuda {
+
+/// Chunks of device memory handed out piece by piece. A piece given back is handed out again for the same size: all users are on one stream, in
+/// the order in which they asked.
+class Arena {
+ public:
+  Arena() = default;
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  void* allocate(size_t bytes);
+  void release(void* pointer, size_t bytes);
+  /// While held, what is given back waits until it is not: branches of a graph run side by side.
+  void hold(bool held);
+  bool owns(const void* pointer) const;
+  size_t size_bytes() const;
+
+ private:
+  struct Chunk {
+    std::byte* data;
+    size_t capacity, used;
+  };
+  std::vector<Chunk> chunks_;
+  std::multimap<size_t, void*> free_;  // by rounded size
+  std::multimap<size_t, void*> waiting_;
+  bool held_ = false;
+};
+
+}  // namespace braid::cuda
