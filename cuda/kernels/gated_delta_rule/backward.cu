@@ -1,105 +1,189 @@
 // The backward walk, from the last chunk to the first. Of a chunk with the gradient dS of the state after it, all transposed:
 //   dU^T = out ∘ (dS^T k^T) + dO^T P,   dR^T = dU^T A,   dV = beta dR,   dS^T = total dS^T + (q_in ∘ dO^T) q − (beta in ∘ dR^T) k
-// dU, A and dR go into products as a bf16 and its rest, as in the forward walk.
+// dU, A and dR go into products as a bf16 and its rest, as in the forward walk. Writers store dS, dR and dV.
+#include "cuda/kernels/gated_delta_rule/store.h"
 #include "cuda/kernels/gated_delta_rule/walk.h"
 
 namespace braid::delta_cuda {
 namespace {
 
+template <int keys, int groups, int members, int stages>
+struct BackwardPlan : WalkPlan<keys, groups, members> {
+  using Walk = WalkPlan<keys, groups, members>;
+  static constexpr int kStages = stages;
+  // A stage: k, q, A, its rest, P, factors, d_o.
+  static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = kInverse + 2 * kTileBytes;
+  static constexpr int kFactors = kScores + kTileBytes, kValues = kFactors + kFactorBytes, kStageBytes = kValues + groups * kSliceBytes;
+  static constexpr int kPlaces = stages * kStageBytes, kSharedBytes = kPlaces + groups * Walk::kPublished;
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+template <class Plan>
+__device__ inline void load_chunks(const BackwardParams& params, const Lane& x, uint32_t start) {
+  const Problem& p = params.problem;
+  const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
+  const auto load = [&](int64_t step) {
+    if (step < x.chunks) {
+      const uint32_t stage = start + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes;
+      const int64_t chunk = x.chunks - 1 - step, lane = (x.slot + chunk) * p.HV + x.j;
+      load_keys<Plan>(p, x, p.k, chunk, stage, thread);
+      load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
+      copy_bytes<3 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+      load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
+    }
+    device::cp_async_commit();
+  };
+  for (int step = 0; step < Plan::kStages - 1; ++step) load(step);
+  for (int64_t step = 0; step < x.chunks; ++step) {
+    device::cp_async_wait<Plan::kStages - 2>();
+    __syncthreads();
+    load(step + Plan::kStages - 1);
+  }
+  __syncthreads();
+}
+
 /// Fragments of dO^T for 16 tokens, each token times a factor.
-__device__ inline void scale_fragment(uint32_t (&a)[4], const uint32_t (&from)[4], const float* factor, int token) {
+__device__ inline void scale_fragment(uint32_t (&a)[4], const float* factor, int token) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float2 f = *reinterpret_cast<const float2*>(factor + token + 8 * half + threadIdx.x % 4 * 2);
 #pragma unroll
-    for (int i = 2 * half; i < 2 * half + 2; ++i) a[i] = device::pack_bf16(f.x * device::low_bf16(from[i]), f.y * device::high_bf16(from[i]));
+    for (int i = 2 * half; i < 2 * half + 2; ++i) a[i] = device::pack_bf16(f.x * device::low_bf16(a[i]), f.y * device::high_bf16(a[i]));
+  }
+}
+
+/// u = out ∘ u + dO^T P, the second term shared out to the members.
+template <class Plan>
+__device__ inline void add_outputs(float (&u)[8][4], const float* factors, uint32_t values, uint32_t scores, int member) {
+  const uint32_t square = lane_offset<kChunk, false>();
+  scale_tokens(u, factors + kKeyOut * kChunk);
+#pragma unroll
+  for (int l = 0; l < 4; ++l) {
+    if (Plan::kMembers == 2 && member != (l % 3 != 0)) continue;  // 1 + 4 blocks and 2 + 3
+    uint32_t a[4], b[4];
+    device::ldmatrix_x4_transposed(a, values + 16 * l * 32);
+#pragma unroll
+    for (int m = 0; m <= l; ++m) {
+      device::ldmatrix_x4_transposed(b, scores + block_at<kChunk>(square, 16 * l, 16 * m));
+      mma_two(u[2 * m], u[2 * m + 1], a, b);
+    }
   }
 }
 
 template <class Plan>
-__global__ void __launch_bounds__(Plan::kThreads, 1) backward_kernel(BackwardParams params) {
-  constexpr int K = Plan::K;
+__device__ inline void walk_states(const BackwardParams& params, const Lane& x, const Group<Plan>& group, const unsigned char* memory,
+                                   uint32_t start) {
+  constexpr int keys = Plan::kKeys;
   const Problem& p = params.problem;
-  const Lane x = Lane::of<Plan>(p);
-  const int warp = threadIdx.x / 32;
-  const int64_t column = x.column + 16 * warp, own = (x.s * p.HV + x.j) * p.K * p.V + column;
-  if (warp >= Plan::kWarps) return walk_loading<Plan>(p, x, params.d_o, true);
-  float state[K / 8][4];
-  load_state<K>(state, params.d_final ? params.d_final + own : nullptr, p.V);
-  walk_working<Plan>(x, true, [&](int64_t chunk, const unsigned char* memory, uint32_t stage) {
-    const float* factors = reinterpret_cast<const float*>(memory + Plan::kFactors);
-    const int count = x.count(chunk);
-    const int64_t stride = p.HV * p.V, row = ((x.begin + chunk * kChunk) * p.HV + x.j) * p.V + column;
-    bf16* kept = params.d_states + (((x.slot + chunk) * p.HV + x.j) * p.V + column) * K;
-    const uint32_t square = lane_offset<kChunk, false>();
-    const uint32_t values = stage + Plan::kSlices + warp * Plan::kSliceBytes + lane_offset<16, true>();
+  const int64_t own = ((x.s * p.HV + x.j) * p.K + group.member * keys) * p.V + x.column + 16 * group.group;
+  float state[keys / 8][4];
+  load_state<keys>(state, params.d_final ? params.d_final + own : nullptr, p.V);
+  int offset = 0;
+  for (int64_t step = 0; step < x.chunks; ++step) {
+    __syncthreads();
+    const uint32_t stage = start + offset, values = stage + Plan::kValues + group.group * kSliceBytes + lane_offset<16, true>();
+    const uint32_t key_tile = stage + group.member * keys * 2;
+    const float* factors = reinterpret_cast<const float*>(memory + offset + Plan::kFactors);
     float u[8][4] = {}, r[8][4] = {};
-    multiply_state<K>(u, state, stage, [&](int n, const uint32_t(&a)[4]) { store_state_fragment(kept, K, n, a); });
-    scale_tokens(u, factors + kKeyOut * kChunk);
+    uint32_t fragments[keys / 16][4];
+    to_state_fragments<keys>(fragments, state);
+    multiply_state<Plan::K, keys>(u, fragments, key_tile);
+    add_outputs<Plan>(u, factors, values, stage + Plan::kScores, group.member);
+    group.add_up(u);
+    group.publish_state(fragments);
+    scale_state<keys>(state, factors[kTotal * kChunk]);
+    multiply_inverse<true>(r, u, stage + Plan::kInverse);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
-      uint32_t a[4], b[4];
-      device::ldmatrix_x4_transposed(a, values + 16 * l * 32);
-#pragma unroll
-      for (int m = 0; m <= l; ++m) {
-        device::ldmatrix_x4_transposed(b, stage + Plan::kScores + block_at<kChunk>(square, 16 * l, 16 * m));
-        mma_two(u[2 * m], u[2 * m + 1], a, b);
-      }
+      uint32_t a[4];
+      to_fragment(a, r[2 * l], r[2 * l + 1]);
+      if (Plan::kMembers == 1 || group.member == 0) group.publish(Plan::kStateFragments, l, a);
     }
-#pragma unroll
-    for (int l = 0; l < 4; ++l) {
-      uint32_t a[4], rest[4], b[4];
-      to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
-#pragma unroll
-      for (int m = 0; m <= l; ++m) {
-        const uint32_t at = stage + Plan::kInverse + block_at<kChunk>(square, 16 * l, 16 * m);
-        device::ldmatrix_x4_transposed(b, at);
-        mma_two(r[2 * m], r[2 * m + 1], a, b);
-        mma_two(r[2 * m], r[2 * m + 1], rest, b);
-        device::ldmatrix_x4_transposed(b, at + kTileBytes);
-        mma_two(r[2 * m], r[2 * m + 1], a, b);
-      }
-    }
-    store_tokens(params.d_r + row, stride, count, r);
     scale_tokens(r, factors + kBeta * kChunk);
-    if (params.d_v) store_tokens(params.d_v + row, stride, count, r);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) {
+      uint32_t a[4];
+      to_fragment(a, r[2 * l], r[2 * l + 1]);
+      if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, a);
+    }
     scale_tokens(r, factors + kKeyIn * kChunk);
-    const float total = factors[kTotal * kChunk];
-#pragma unroll
-    for (int n = 0; n < K / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state[n][i] *= total;
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
-      device::ldmatrix_x4_transposed(rest, values + 16 * l * 32);
-      scale_fragment(a, rest, factors + kQueryIn * kChunk, 16 * l);
-      update_state<K, false>(state, a, rest, stage + Plan::kQuery, 16 * l);
+      device::ldmatrix_x4_transposed(a, values + 16 * l * 32);
+      scale_fragment(a, factors + kQueryIn * kChunk, 16 * l);
+      update_state<Plan::K, keys, false>(state, a, a, key_tile + Plan::kQuery, 16 * l);
 #pragma unroll
       for (int n = 2 * l; n < 2 * l + 2; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
       to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
-      update_state<K, true>(state, a, rest, stage, 16 * l);
+      update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
     }
-  });
-  if (params.d_initial) store_state<K>(state, params.d_initial + own, p.V);
+    offset = offset + Plan::kStageBytes == Plan::kPlaces ? 0 : offset + Plan::kStageBytes;
+  }
+  __syncthreads();
+  if (params.d_initial) store_state<keys>(state, params.d_initial + own, p.V);
+}
+
+template <class Plan>
+__device__ inline void write_gradients(const BackwardParams& params, const Lane& x, const Group<Plan>& group) {
+  constexpr int K = Plan::K;
+  const Problem& p = params.problem;
+  const int64_t column = x.column + 16 * group.group, stride = p.HV * p.V;
+  __syncthreads();
+  if (x.chunks > 0) group.copied();
+  for (int64_t chunk = x.chunks - 1; chunk >= 0; --chunk) {
+    __syncthreads();
+    uint32_t state[K / 16][4], r[4][4], v[4][4];
+#pragma unroll
+    for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments, l, r[l]), group.copy(Plan::kStateFragments + kPublishedBytes, l, v[l]);
+    if (chunk > 0) group.copied();
+    const int64_t row = (x.first(chunk) * p.HV + x.j) * p.V + column;
+    const int count = x.count(chunk);
+    bf16* kept = params.d_states + (((x.slot + chunk) * p.HV + x.j) * p.V + column) * K;
+#pragma unroll
+    for (int n = 0; n < K / 16; ++n) store_state_fragment(kept, K, n, state[n]);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) store_fragment(params.d_r + row, stride, count, 16 * l, r[l]);
+    if (!params.d_v) continue;
+#pragma unroll
+    for (int l = 0; l < 4; ++l) store_fragment(params.d_v + row, stride, count, 16 * l, v[l]);
+  }
+}
+
+template <class Plan>
+__global__ void __launch_bounds__(Plan::kThreads, 1) backward_kernel(BackwardParams params) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  const uint32_t start = device::shared_address(memory);
+  const Lane x = Lane::of<Plan>(params.problem);
+  const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
+  if (writer >= Plan::kGroups) return load_chunks<Plan>(params, x, start);
+  const int group = writer < 0 ? warp / Plan::kMembers : writer;
+  const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
+  if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
+  else write_gradients<Plan>(params, x, place);
 }
 
 template <class Plan>
 void launch_plan(Context& ctx, const BackwardParams& params) {
-  cuda::launch(ctx.stream(), "gated_delta_rule_backward_walk", &backward_kernel<Plan>, walk_config<Plan>(params.problem), params);
+  const Problem& p = params.problem;
+  const unsigned blocks = static_cast<unsigned>(p.S * p.HV * (p.V / (16 * Plan::kGroups)));
+  const cuda::LaunchConfig config{.grid = blocks, .block = Plan::kThreads, .shared_bytes = Plan::kSharedBytes};
+  cuda::launch(ctx.stream(), "gated_delta_rule_backward_walk", &backward_kernel<Plan>, config, params);
 }
 
 }  // namespace
 
 void launch_backward(Context& ctx, const BackwardParams& params) {
-  const bool narrow = params.problem.S * params.problem.HV * (params.problem.V / 64) < 132;
-  if (params.problem.K == 64) launch_plan<WalkPlan<64, 4, 3>>(ctx, params);
-  else if (params.problem.K == 128 && narrow) launch_plan<WalkPlan<128, 2, 3>>(ctx, params);
-  else if (params.problem.K == 128) launch_plan<WalkPlan<128, 4, 3>>(ctx, params);
-  else if (narrow) launch_plan<WalkPlan<256, 2, 2>>(ctx, params);
-  else launch_plan<WalkPlan<256, 4, 2>>(ctx, params);
+  const bool narrow = is_narrow(params.problem);
+  if (params.problem.K == 64) launch_plan<BackwardPlan<64, 4, 1, 3>>(ctx, params);
+  else if (params.problem.K == 128 && narrow) launch_plan<BackwardPlan<128, 2, 2, 3>>(ctx, params);
+  else if (params.problem.K == 128) launch_plan<BackwardPlan<128, 4, 1, 2>>(ctx, params);
+  else launch_plan<BackwardPlan<256, 2, 2, 2>>(ctx, params);
 }
 
 }  // namespace braid::delta_cuda

@@ -13,11 +13,19 @@ constexpr float kNoDecay = -104.0f;  // exp of less is 0: the sum over a chunk s
 
 template <int K>
 struct Shared {
-  bf16 k[kChunk * K], q[kChunk * K];
+  struct Rows {
+    bf16 k[kChunk * K], q[kChunk * K];
+  };
+  struct Squares {
+    float lower[kChunk][kPitch];    // L
+    float inverse[kChunk][kPitch];  // A
+    float product[kChunk / 2][kChunk / 2 + 4];
+  };
+  union {  // one after the other: the less a block needs, the more blocks hide each other's waiting
+    Rows rows;
+    Squares squares;
+  };
   float factors[kNumFactors][kChunk];
-  float lower[kChunk][kPitch];    // L
-  float inverse[kChunk][kPitch];  // A
-  float product[kChunk / 2][kChunk / 2 + 4];
 };
 
 template <class S>
@@ -60,7 +68,7 @@ __device__ inline void compute_factors(const Problem& p, const Chunk& chunk, int
 template <int K, class S>
 __device__ inline void compute_squares(S& shared, bf16* scores) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint32_t k_tile = device::shared_address(shared.k), q_tile = device::shared_address(shared.q);
+  const uint32_t k_tile = device::shared_address(shared.rows.k), q_tile = device::shared_address(shared.rows.q);
   const uint32_t by_rows = lane_offset<K, true>(), by_columns = lane_offset<K, false>();
   float kk[8][4] = {}, qk[8][4] = {};
 #pragma unroll 4
@@ -76,6 +84,7 @@ __device__ inline void compute_squares(S& shared, bf16* scores) {
       mma_two(qk[2 * n], qk[2 * n + 1], query, other);
     }
   }
+  __syncthreads();  // the rows give way to L
   const auto& f = shared.factors;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -90,8 +99,8 @@ __device__ inline void compute_squares(S& shared, bf16* scores) {
         const float one = j <= i ? expf(g - f[kLogDecay][j]) * f[kKeyNorm][j] : 0.0f;
         const float two = j + 1 <= i ? expf(g - f[kLogDecay][j + 1]) * f[kKeyNorm][j + 1] : 0.0f;
         pieces[m - n] = device::pack_bf16(query * one * qk[m][2 * half], query * two * qk[m][2 * half + 1]);
-        shared.lower[i][j] = j < i ? key * one * kk[m][2 * half] : 0.0f;
-        shared.lower[i][j + 1] = j + 1 < i ? key * two * kk[m][2 * half + 1] : 0.0f;
+        shared.squares.lower[i][j] = j < i ? key * one * kk[m][2 * half] : 0.0f;
+        shared.squares.lower[i][j + 1] = j + 1 < i ? key * two * kk[m][2 * half + 1] : 0.0f;
       }
       const uint2 four = paired(pieces[0], pieces[1]);
       const int column = 8 * n + pair_column();
@@ -120,8 +129,8 @@ __device__ inline void row_product(float (&sum)[width], const A* a, const B* b, 
 template <class S>
 __device__ inline void invert(S& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  auto &lower = shared.lower, &inverse = shared.inverse;
-  auto& product = shared.product;
+  auto &lower = shared.squares.lower, &inverse = shared.squares.inverse;
+  auto& product = shared.squares.product;
   for (int i = threadIdx.x; i < kChunk * kPitch; i += kThreads) (&inverse[0][0])[i] = 0;
   __syncthreads();
   if (lane < 16) {
@@ -166,7 +175,7 @@ __device__ inline void store_inverse(const S& shared, bf16* to) {
   for (int i = threadIdx.x; i < kSquare / 8; i += kThreads) {
     const int row = i / 8, column = i % 8 * 8;
     uint4 rounded, rest;
-    const float* x = &shared.inverse[row][column];
+    const float* x = &shared.squares.inverse[row][column];
     const auto split = [&](uint32_t& high, uint32_t& low, int c) {
       high = device::pack_bf16(x[c], x[c + 1]);
       low = rest_of(high, x[c], x[c + 1]);
@@ -185,8 +194,8 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Problem p) {
   const Chunk chunk = chunk_of(p, blockIdx.x);
   if (chunk.count == 0) return;
   const int64_t j = blockIdx.y, head = j / (p.HV / p.H), at = (chunk.first * p.H + head) * K;
-  copy_rows<K, kThreads>(device::shared_address(shared.k), p.k + at, p.H * K, chunk.count, threadIdx.x);
-  copy_rows<K, kThreads>(device::shared_address(shared.q), p.q + at, p.H * K, chunk.count, threadIdx.x);
+  copy_rows<K, kThreads>(device::shared_address(shared.rows.k), p.k + at, p.H * K, chunk.count, threadIdx.x);
+  copy_rows<K, kThreads>(device::shared_address(shared.rows.q), p.q + at, p.H * K, chunk.count, threadIdx.x);
   device::cp_async_commit();
   compute_factors(p, chunk, j, shared);
   float* factors = p.factors + (blockIdx.x * p.HV + j) * kNumFactors * kChunk;

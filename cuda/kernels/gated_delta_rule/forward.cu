@@ -1,12 +1,60 @@
 // The forward walk. Of a chunk with the state S before it, all transposed (columns of V are rows), with X = beta (v − k⁺ S):
-//   X^T = beta (v^T − in ∘ S^T k^T),   U^T = X^T A^T,   O^T = q_in ∘ (S^T q^T) + U^T P^T,   S^T = total S^T + (out ∘ U^T) k
+//   X^T = beta (v^T − in ∘ S^T k^T),   U^T = X^T A^T,   S^T = total S^T + (out ∘ U^T) k           members
+//   O^T = q_in ∘ (S^T q^T) + U^T P^T                                                               writers
 // X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state.
+#include "cuda/kernels/gated_delta_rule/store.h"
 #include "cuda/kernels/gated_delta_rule/walk.h"
 
 namespace braid::delta_cuda {
 namespace {
 
-/// r = beta (v − in r), the tile of v as the warp's own 16 columns.
+template <int keys, int groups, int members, int stages>
+struct ForwardPlan : WalkPlan<keys, groups, members> {
+  using Walk = WalkPlan<keys, groups, members>;
+  static constexpr int kStages = stages;
+  // A member's stage: k, A, its rest, factors, v. A writer's: q, P, q_in.
+  static constexpr int kInverse = Walk::kRowBytes, kFactors = kInverse + 2 * kTileBytes, kValues = kFactors + kFactorBytes;
+  static constexpr int kStageBytes = kValues + groups * kSliceBytes;
+  static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + kTileBytes, kWriterBytes = kQueryFactors + kChunk * 4;
+  static constexpr int kWriters = stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
+  static constexpr int kSharedBytes = kPlaces + groups * Walk::kPublished;
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+template <class Plan>
+__device__ inline void load_chunks(const ForwardParams& params, const Lane& x, uint32_t start) {
+  const Problem& p = params.problem;
+  const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
+  const auto load_stage = [&](int64_t chunk) {
+    if (chunk < x.chunks) {
+      const uint32_t stage = start + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
+      const int64_t lane = (x.slot + chunk) * p.HV + x.j;
+      load_keys<Plan>(p, x, p.k, chunk, stage, thread);
+      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+      load_values<Plan>(p, x, p.v, chunk, stage + Plan::kValues, thread);
+    }
+    device::cp_async_commit();
+  };
+  const auto load_writers = [&](int64_t chunk) {
+    const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
+    const int64_t lane = (x.slot + chunk) * p.HV + x.j;
+    load_keys<Plan>(p, x, p.q, chunk, stage, thread);
+    copy_bytes<kTileBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
+    copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
+    device::cp_async_commit();
+  };
+  for (int chunk = 0; chunk < Plan::kStages - 1; ++chunk) load_stage(chunk);
+  for (int64_t chunk = 0; chunk <= x.chunks; ++chunk) {
+    device::cp_async_wait<Plan::kStages - 2>();
+    __syncthreads();
+    if (chunk == x.chunks) break;
+    load_writers(chunk);
+    load_stage(chunk + Plan::kStages - 1);
+  }
+}
+
+/// r = beta (v − in r), v the group's own 16 columns.
 __device__ inline void subtract_from_values(float (&r)[8][4], uint32_t values, const float* factors) {
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
@@ -26,85 +74,116 @@ __device__ inline void subtract_from_values(float (&r)[8][4], uint32_t values, c
 }
 
 template <class Plan>
-__global__ void __launch_bounds__(Plan::kThreads, 1) forward_kernel(ForwardParams params) {
-  constexpr int K = Plan::K;
+__device__ inline void walk_states(const ForwardParams& params, const Lane& x, const Group<Plan>& group, const unsigned char* memory,
+                                   uint32_t start) {
+  constexpr int keys = Plan::kKeys;
   const Problem& p = params.problem;
-  const Lane x = Lane::of<Plan>(p);
-  const int warp = threadIdx.x / 32;
-  const int64_t column = x.column + 16 * warp, own = (x.s * p.HV + x.j) * p.K * p.V + column;
-  if (warp >= Plan::kWarps) return walk_loading<Plan>(p, x, p.v, false);
-  float state[K / 8][4];
-  load_state<K>(state, params.initial ? params.initial + own : nullptr, p.V);
-  walk_working<Plan>(x, false, [&](int64_t chunk, const unsigned char* memory, uint32_t stage) {
-    const float* factors = reinterpret_cast<const float*>(memory + Plan::kFactors);
-    const int count = x.count(chunk);
-    const int64_t stride = p.HV * p.V, row = ((x.begin + chunk * kChunk) * p.HV + x.j) * p.V + column;
-    bf16* kept = p.states + (((x.slot + chunk) * p.HV + x.j) * p.V + column) * K;
-    const uint32_t square = lane_offset<kChunk, true>();
-    float r[8][4] = {}, u[8][4] = {}, o[8][4] = {};
-    multiply_state<K>(r, state, stage, [&](int n, const uint32_t(&a)[4]) { store_state_fragment(kept, K, n, a); });
-    subtract_from_values(r, stage + Plan::kSlices + warp * Plan::kSliceBytes, factors);
-#pragma unroll
-    for (int l = 0; l < 4; ++l) {
-      uint32_t a[4], rest[4], b[4];
-      to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
-#pragma unroll
-      for (int m = l; m < 4; ++m) {
-        const uint32_t at = stage + Plan::kInverse + block_at<kChunk>(square, 16 * m, 16 * l);
-        device::ldmatrix_x4(b, at);
-        mma_two(u[2 * m], u[2 * m + 1], a, b);
-        mma_two(u[2 * m], u[2 * m + 1], rest, b);
-        device::ldmatrix_x4(b, at + kTileBytes);
-        mma_two(u[2 * m], u[2 * m + 1], a, b);
-      }
-    }
-    __syncwarp();  // no product of o starts before: its sums would not fit beside r's
-    multiply_state<K>(o, state, stage + Plan::kQuery, [](int, const uint32_t(&)[4]) {});
-    scale_tokens(o, factors + kQueryIn * kChunk);
-#pragma unroll
-    for (int l = 0; l < 4; ++l) {
-      uint32_t a[4], rest[4], b[4];
-      to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
-      store_tokens(p.u + row, stride, count, 16 * l, a[0], a[1]);
-      store_tokens(p.u + row, stride, count, 16 * l + 8, a[2], a[3]);
-#pragma unroll
-      for (int m = l; m < 4; ++m) {
-        device::ldmatrix_x4(b, stage + Plan::kScores + block_at<kChunk>(square, 16 * m, 16 * l));
-        mma_two(o[2 * m], o[2 * m + 1], a, b);
-        mma_two(o[2 * m], o[2 * m + 1], rest, b);
-      }
-    }
-    store_tokens(params.o + row, stride, count, o);
-    scale_tokens(u, factors + kKeyOut * kChunk);
-    const float total = factors[kTotal * kChunk];
-#pragma unroll
-    for (int n = 0; n < K / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state[n][i] *= total;
+  const int64_t own = ((x.s * p.HV + x.j) * p.K + group.member * keys) * p.V + x.column + 16 * group.group;
+  float state[keys / 8][4];
+  load_state<keys>(state, params.initial ? params.initial + own : nullptr, p.V);
+  int stage = 0;
+  for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
+    __syncthreads();
+    const uint32_t key_tile = start + stage + group.member * keys * 2;
+    const float* factors = reinterpret_cast<const float*>(memory + stage + Plan::kFactors);
+    float r[8][4] = {}, u[8][4] = {};
+    uint32_t fragments[keys / 16][4];
+    to_state_fragments<keys>(fragments, state);
+    multiply_state<Plan::K, keys>(r, fragments, key_tile);
+    group.add_up(r);
+    group.publish_state(fragments);
+    subtract_from_values(r, start + stage + Plan::kValues + group.group * kSliceBytes, factors);
+    multiply_inverse<false>(u, r, start + stage + Plan::kInverse);
+    scale_state<keys>(state, factors[kTotal * kChunk]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
       to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
-      update_state<K, true>(state, a, rest, stage, 16 * l);
+      if (Plan::kMembers == 1 || group.member == 0) group.publish(Plan::kStateFragments, l, a);
+      if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, rest);
     }
-  });
-  store_state<K>(state, params.final_state + own, p.V);
+    scale_tokens(u, factors + kKeyOut * kChunk);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) {
+      uint32_t a[4], rest[4];
+      to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
+      update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
+    }
+    stage = stage + Plan::kStageBytes == Plan::kWriters ? 0 : stage + Plan::kStageBytes;
+  }
+  __syncthreads();
+  store_state<keys>(state, params.final_state + own, p.V);
+}
+
+template <class Plan>
+__device__ inline void write_outputs(const ForwardParams& params, const Lane& x, const Group<Plan>& group, const unsigned char* memory,
+                                     uint32_t start) {
+  constexpr int K = Plan::K;
+  const Problem& p = params.problem;
+  const int64_t column = x.column + 16 * group.group, stride = p.HV * p.V;
+  const uint32_t square = lane_offset<kChunk, true>();
+  __syncthreads();
+  if (x.chunks > 0) group.copied();
+  for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
+    __syncthreads();
+    uint32_t state[K / 16][4], u[4][4], rest[4][4];
+#pragma unroll
+    for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments, l, u[l]), group.copy(Plan::kStateFragments + kPublishedBytes, l, rest[l]);
+    if (chunk + 1 < x.chunks) group.copied();
+    const int offset = Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes, count = x.count(chunk);
+    float o[8][4] = {};
+    multiply_state<K, K>(o, state, start + offset);
+    scale_tokens(o, reinterpret_cast<const float*>(memory + offset + Plan::kQueryFactors));
+#pragma unroll
+    for (int l = 0; l < 4; ++l)
+#pragma unroll
+      for (int m = l; m < 4; ++m) {
+        uint32_t b[4];
+        device::ldmatrix_x4(b, start + offset + Plan::kScores + block_at<kChunk>(square, 16 * m, 16 * l));
+        mma_two(o[2 * m], o[2 * m + 1], u[l], b);
+        mma_two(o[2 * m], o[2 * m + 1], rest[l], b);
+      }
+    const int64_t row = (x.first(chunk) * p.HV + x.j) * p.V + column;
+    bf16* kept = p.states + (((x.slot + chunk) * p.HV + x.j) * p.V + column) * K;
+#pragma unroll
+    for (int n = 0; n < K / 16; ++n) store_state_fragment(kept, K, n, state[n]);
+#pragma unroll
+    for (int l = 0; l < 4; ++l) store_fragment(p.u + row, stride, count, 16 * l, u[l]);
+    store_sums(params.o + row, stride, count, o);
+  }
+}
+
+template <class Plan>
+__global__ void __launch_bounds__(Plan::kThreads, 1) forward_kernel(ForwardParams params) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  const uint32_t start = device::shared_address(memory);
+  const Lane x = Lane::of<Plan>(params.problem);
+  const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
+  if (writer >= Plan::kGroups) return load_chunks<Plan>(params, x, start);
+  const int group = writer < 0 ? warp / Plan::kMembers : writer;
+  const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
+  if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
+  else write_outputs<Plan>(params, x, place, memory, start);
 }
 
 template <class Plan>
 void launch_plan(Context& ctx, const ForwardParams& params) {
-  cuda::launch(ctx.stream(), "gated_delta_rule_forward_walk", &forward_kernel<Plan>, walk_config<Plan>(params.problem), params);
+  const Problem& p = params.problem;
+  const unsigned blocks = static_cast<unsigned>(p.S * p.HV * (p.V / (16 * Plan::kGroups)));
+  const cuda::LaunchConfig config{.grid = blocks, .block = Plan::kThreads, .shared_bytes = Plan::kSharedBytes};
+  cuda::launch(ctx.stream(), "gated_delta_rule_forward_walk", &forward_kernel<Plan>, config, params);
 }
 
 }  // namespace
 
 void launch_forward(Context& ctx, const ForwardParams& params) {
-  const bool narrow = params.problem.S * params.problem.HV * (params.problem.V / 64) < 132;
-  if (params.problem.K == 64) launch_plan<WalkPlan<64, 4, 3>>(ctx, params);
-  else if (params.problem.K == 128 && narrow) launch_plan<WalkPlan<128, 2, 3>>(ctx, params);
-  else if (params.problem.K == 128) launch_plan<WalkPlan<128, 4, 3>>(ctx, params);
-  else if (narrow) launch_plan<WalkPlan<256, 2, 2>>(ctx, params);
-  else launch_plan<WalkPlan<256, 4, 2>>(ctx, params);
+  const bool narrow = is_narrow(params.problem);
+  if (params.problem.K == 64) launch_plan<ForwardPlan<64, 4, 1, 3>>(ctx, params);
+  else if (params.problem.K == 128 && narrow) launch_plan<ForwardPlan<128, 2, 2, 3>>(ctx, params);
+  else if (params.problem.K == 128) launch_plan<ForwardPlan<128, 4, 1, 3>>(ctx, params);
+  else launch_plan<ForwardPlan<256, 2, 2, 2>>(ctx, params);
 }
 
 }  // namespace braid::delta_cuda

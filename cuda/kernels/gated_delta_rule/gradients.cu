@@ -12,34 +12,27 @@
 namespace braid::delta_cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kColumns = 64;  // of V at a time
+constexpr int kThreads = 256;
+constexpr int kColumns = 32;  // of V at a time
+constexpr int kKeys = 64;     // channels of K at a time
+constexpr int kTiles = 4;     // n-tiles of a warp, of channels or of other tokens: warps have 16 tokens and one half of the others
 constexpr int kTileBytes = kSquare * 2;
 
-/// `keys` channels of K at a time; 16 warps: 16 tokens × a quarter of the channels (or of the other tokens) each.
-template <int keys>
-struct Plan {
-  static constexpr int kKeys = keys;
-  static constexpr int kTiles = keys / 32;  // n-tiles of a warp
-  // A stage: dO, dR, U, v [64 tokens, 64], S, dS [64, keys].
-  static constexpr int kDr = kTileBytes, kU = 2 * kTileBytes, kV = 3 * kTileBytes, kState = 4 * kTileBytes;
-  static constexpr int kDState = kState + kColumns * keys * 2, kStageBytes = kDState + kColumns * keys * 2;
-  static constexpr int kStages = 2;
-  // Then k, q [64, keys], E, F, beta F [64, 64], factors and sums.
-  static constexpr int kKey = kStages * kStageBytes, kQuery = kKey + kChunk * keys * 2, kE = kQuery + kChunk * keys * 2;
-  static constexpr int kF = kE + kTileBytes, kBetaF = kF + kTileBytes, kFactors = kBetaF + kTileBytes;
-  static constexpr int kSums = kFactors + kNumFactors * kChunk * 4;
-  static constexpr int kNumSums = 7;  // of each token, from each quarter
-  static constexpr int kSharedBytes = kSums + kNumSums * 4 * kChunk * 4;
-};
+// A stage: dO, dR, U, v [64 tokens, 32], S, dS [32, 64 channels]. Two stages; then k, q [64, 64], E, F, −beta F [64, 64], factors and sums.
+constexpr int kValueBytes = kChunk * kColumns * 2, kStateBytes = kColumns * kKeys * 2;
+constexpr int kDr = kValueBytes, kU = 2 * kValueBytes, kV = 3 * kValueBytes, kState = 4 * kValueBytes, kDState = kState + kStateBytes;
+constexpr int kStageBytes = kDState + kStateBytes;
+constexpr int kKey = 2 * kStageBytes, kQuery = kKey + kTileBytes, kE = kQuery + kTileBytes, kF = kE + kTileBytes, kBetaF = kF + kTileBytes;
+constexpr int kFactors = kBetaF + kTileBytes, kSums = kFactors + kNumFactors * kChunk * 4;
 
-/// Sums over channels or tokens, each quarter's in a row of its own so that they add up in a fixed order.
-enum Sum : int { kReads, kWrites, kRows, kColumnsOf, kValues, kBetaKeys, kStates };
+/// Sums over channels, tokens or V, each warp's in a place of its own so that they add up in a fixed order.
+enum Sum : int { kReads, kWrites, kRows, kColumnsOf, kBetaKeys, kValues, kStates, kNumSums };
+constexpr int kSharedBytes = kSums + kNumSums * 4 * kChunk * 4;
 
 struct Sums {
   float* at;  // [kNumSums][4][64]
-  __device__ float& of(int kind, int quarter, int token) const { return at[(kind * 4 + quarter) * kChunk + token]; }
-  __device__ float total(int kind, int token) const { return of(kind, 0, token) + of(kind, 1, token) + of(kind, 2, token) + of(kind, 3, token); }
+  __device__ float& of(int kind, int part, int token) const { return at[(kind * 4 + part) * kChunk + token]; }
+  __device__ float halves(int kind, int token) const { return of(kind, 0, token) + of(kind, 1, token); }
 };
 
 __device__ inline float quad_sum(float x) {
@@ -54,352 +47,338 @@ __device__ inline float2 pair_of(const unsigned char* tile, int row, int column)
   return make_float2(device::low_bf16(pair), device::high_bf16(pair));
 }
 
-template <class P>
-__device__ inline void load_stage(const GradientParams& params, const Chunk& chunk, int64_t lane, int64_t row, int column, int key, uint32_t stage) {
-  const Problem& p = params.backward.problem;
-  const int64_t stride = p.HV * p.V, at = row * p.V + column, state = (lane * p.V + column) * p.K + key;
-  const bf16* d_o = params.backward.d_o;
-  copy_rows<kColumns, kThreads>(stage, d_o ? d_o + at : p.u, stride, d_o ? chunk.count : 0, threadIdx.x);
-  copy_rows<kColumns, kThreads>(stage + P::kDr, params.backward.d_r + at, stride, chunk.count, threadIdx.x);
-  copy_rows<kColumns, kThreads>(stage + P::kU, p.u + at, stride, chunk.count, threadIdx.x);
-  copy_rows<kColumns, kThreads>(stage + P::kV, p.v + at, stride, chunk.count, threadIdx.x);
-  copy_rows<P::kKeys, kThreads>(stage + P::kState, p.states + state, p.K, kColumns, threadIdx.x);
-  copy_rows<P::kKeys, kThreads>(stage + P::kDState, params.backward.d_states + state, p.K, kColumns, threadIdx.x);
-  device::cp_async_commit();
-}
+/// Where a block works.
+struct Place {
+  Chunk chunk;
+  int64_t lane, row, key_row;  // of [slots, HV], of [N, HV], of [N, H]
+  int block, half;             // of the warp
 
-/// What a warp sums up over V.
-template <class P>
-struct Products {
-  float y[P::kTiles][4], x[P::kTiles][4], z[P::kTiles][4];  // [16 tokens, keys / 4]
-  float d_p[2][4], d_m[2][4];                               // [16 tokens i, 16 tokens j]
-
-  __device__ void clear_states() {
-#pragma unroll
-    for (int n = 0; n < P::kTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) y[n][i] = x[n][i] = z[n][i] = 0;
+  __device__ Place(const Problem& p, int64_t slot, int64_t j)
+      : chunk(chunk_of(p, slot)), lane(slot * p.HV + j), row(chunk.first * p.HV + j), key_row(chunk.first * p.H + j / (p.HV / p.H)) {
+    const int warp = threadIdx.x / 32;
+    block = warp % 4, half = warp / 4;
   }
-  __device__ void clear_squares() {
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) d_p[n][i] = d_m[n][i] = 0;
-  }
-
-  __device__ void add(uint32_t stage, int block, int quarter, bool squares) {
-    const uint32_t rows = lane_offset<kColumns, false>(), others = lane_offset<kColumns, true>(), states = lane_offset<P::kKeys, false>();
-#pragma unroll
-    for (int c = 0; c < kColumns; c += 16) {
-      uint32_t d_o[4], d_r[4], u[4], b[4];
-      device::ldmatrix_x4(d_o, stage + block_at<kColumns>(rows, 0, c) + block * 16 * kColumns * 2);
-      device::ldmatrix_x4(d_r, stage + P::kDr + block_at<kColumns>(rows, 0, c) + block * 16 * kColumns * 2);
-      device::ldmatrix_x4(u, stage + P::kU + block_at<kColumns>(rows, 0, c) + block * 16 * kColumns * 2);
-      if (squares && quarter <= block) {
-        device::ldmatrix_x4(b, stage + P::kU + block_at<kColumns>(others, 0, c) + quarter * 16 * kColumns * 2);
-        mma_two(d_p[0], d_p[1], d_o, b);
-        mma_two(d_m[0], d_m[1], d_r, b);
-      }
-#pragma unroll
-      for (int n = 0; n < P::kTiles; n += 2) {
-        const uint32_t at = stage + P::kState + state_block(states, c, n, quarter);
-        device::ldmatrix_x4_transposed(b, at);
-        mma_two(y[n], y[n + 1], d_o, b);
-        mma_two(x[n], x[n + 1], d_r, b);
-        device::ldmatrix_x4_transposed(b, at + P::kDState - P::kState);
-        mma_two(z[n], z[n + 1], u, b);
-      }
-    }
-  }
-  /// Block [16, 16] of a tile [.., keys] at `row` and the warp's n-tiles n, n + 1.
-  __device__ static uint32_t state_block(uint32_t lane, int row, int n, int quarter) {
-    const int column = quarter * (P::kKeys / 4) + 8 * n;
-    return (lane ^ (column * 2 % 128)) + row * P::kKeys * 2 + column * 2 / 128 * 128;
-  }
+  /// The first of the thread's two tokens; the other is eight further on.
+  __device__ int token() const { return 16 * block + threadIdx.x % 32 / 4; }
 };
 
-/// The sum over a stage's part of S ∘ dS that this thread reads.
-template <class P>
-__device__ inline float dot_states(const unsigned char* stage) {
-  float sum = 0;
+__device__ inline void load_stage(const GradientParams& params, const Place& x, int column, int key, uint32_t stage) {
+  const Problem& p = params.backward.problem;
+  const int64_t stride = p.HV * p.V, at = x.row * p.V + column, state = (x.lane * p.V + column) * p.K + key;
+  const bf16* d_o = params.backward.d_o;
+  const int count = x.chunk.count;
+  copy_rows<kColumns, kThreads>(stage, d_o ? d_o + at : p.u, stride, d_o ? count : 0, threadIdx.x);
+  copy_rows<kColumns, kThreads>(stage + kDr, params.backward.d_r + at, stride, count, threadIdx.x);
+  copy_rows<kColumns, kThreads>(stage + kU, p.u + at, stride, count, threadIdx.x);
+  if (key == 0) copy_rows<kColumns, kThreads>(stage + kV, p.v + at, stride, count, threadIdx.x);
+  copy_rows<kKeys, kThreads, kColumns>(stage + kState, p.states + state, p.K, kColumns, threadIdx.x);
+  copy_rows<kKeys, kThreads, kColumns>(stage + kDState, params.backward.d_states + state, p.K, kColumns, threadIdx.x);
+}
+
+__device__ inline void clear(float (&c)[kTiles][4]) {
 #pragma unroll
-  for (int at = threadIdx.x * 16; at < kColumns * P::kKeys * 2; at += kThreads * 16) {
-    const uint4 s = *reinterpret_cast<const uint4*>(stage + P::kState + at), d = *reinterpret_cast<const uint4*>(stage + P::kDState + at);
-    const auto add = [&](uint32_t a, uint32_t b) { sum += device::low_bf16(a) * device::low_bf16(b) + device::high_bf16(a) * device::high_bf16(b); };
-    add(s.x, d.x), add(s.y, d.y), add(s.z, d.z), add(s.w, d.w);
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[n][i] = 0;
+}
+
+/// y += dO S^T, x += dR S^T, z += U dS^T over a stage, [16 tokens, 32 channels]; squares: d_p += dO U^T, d_m += dR U^T.
+__device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], float (&z)[kTiles][4], float (&d_p)[kTiles][4],
+                                 float (&d_m)[kTiles][4], uint32_t stage, const Place& place, bool squares) {
+  const uint32_t rows = lane_offset<kColumns, false>() + place.block * 16 * kColumns * 2;
+  const uint32_t others = lane_offset<kColumns, true>() + place.half * 32 * kColumns * 2;
+  const uint32_t states = lane_offset<kKeys, false>() ^ (place.half * 64);
+#pragma unroll
+  for (int c = 0; c < kColumns; c += 16) {
+    uint32_t d_o[4], d_r[4], u[4], b[4];
+    device::ldmatrix_x4(d_o, stage + block_at<kColumns>(rows, 0, c));
+    device::ldmatrix_x4(d_r, stage + kDr + block_at<kColumns>(rows, 0, c));
+    device::ldmatrix_x4(u, stage + kU + block_at<kColumns>(rows, 0, c));
+    if (squares) {
+#pragma unroll
+      for (int n = 0; n < kTiles; n += 2) {
+        if (2 * place.half + n / 2 > place.block) continue;
+        device::ldmatrix_x4(b, stage + kU + block_at<kColumns>(others, 8 * n, c));
+        mma_two(d_p[n], d_p[n + 1], d_o, b);
+        mma_two(d_m[n], d_m[n + 1], d_r, b);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      const uint32_t at = stage + kState + block_at<kKeys>(states, c, 8 * n);
+      device::ldmatrix_x4_transposed(b, at);
+      mma_two(y[n], y[n + 1], d_o, b);
+      mma_two(x[n], x[n + 1], d_r, b);
+      device::ldmatrix_x4_transposed(b, at + kDState - kState);
+      mma_two(z[n], z[n + 1], u, b);
+    }
   }
-  return sum;
 }
 
-/// The sum over a stage's columns of dR ∘ v for token threadIdx.x / 8, an eighth of it in each thread.
-template <class P>
-__device__ inline float dot_values(const unsigned char* stage) {
-  const uint4 r = *reinterpret_cast<const uint4*>(stage + P::kDr + threadIdx.x * 16),
-              v = *reinterpret_cast<const uint4*>(stage + P::kV + threadIdx.x * 16);
+/// The sum of products of the eight elements at `at` of two tiles.
+__device__ inline float dot_pieces(const unsigned char* a, const unsigned char* b) {
+  const uint4 x = *reinterpret_cast<const uint4*>(a + threadIdx.x * 16), y = *reinterpret_cast<const uint4*>(b + threadIdx.x * 16);
   float sum = 0;
-  const auto add = [&](uint32_t a, uint32_t b) { sum += device::low_bf16(a) * device::low_bf16(b) + device::high_bf16(a) * device::high_bf16(b); };
-  add(r.x, v.x), add(r.y, v.y), add(r.z, v.z), add(r.w, v.w);
+  const auto add = [&](uint32_t s, uint32_t t) { sum += device::low_bf16(s) * device::low_bf16(t) + device::high_bf16(s) * device::high_bf16(t); };
+  add(x.x, y.x), add(x.y, y.y), add(x.z, y.z), add(x.w, y.w);
   return sum;
 }
 
-/// E, F and beta F to shared memory, T summed over rows and columns. kk: this warp's part of k k^T.
-template <class P>
-__device__ inline void finish_squares(const Products<P>& sums, const float (&kk)[2][4], unsigned char* memory, const bf16* scores, int block,
-                                      int quarter) {
-  const float* f = reinterpret_cast<const float*>(memory + P::kFactors);
-  const Sums out{reinterpret_cast<float*>(memory + P::kSums)};
-  const int lane = threadIdx.x % 32;
-  float rows[2] = {}, columns[2][2] = {};
+/// qk += q k^T, kk += k k^T over the channels in shared memory.
+__device__ inline void add_keys(float (&qk)[kTiles][4], float (&kk)[kTiles][4], uint32_t memory, const Place& place) {
+  const uint32_t rows = lane_offset<kKeys, false>() + place.block * 16 * kKeys * 2, others = lane_offset<kKeys, true>() + place.half * 32 * kKeys * 2;
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
+  for (int c = 0; c < kKeys; c += 16) {
+    uint32_t q[4], k[4], b[4];
+    device::ldmatrix_x4(q, memory + kQuery + block_at<kKeys>(rows, 0, c));
+    device::ldmatrix_x4(k, memory + kKey + block_at<kKeys>(rows, 0, c));
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      if (2 * place.half + n / 2 > place.block) continue;
+      device::ldmatrix_x4(b, memory + kKey + block_at<kKeys>(others, 8 * n, c));
+      mma_two(qk[n], qk[n + 1], q, b);
+      mma_two(kk[n], kk[n + 1], k, b);
+    }
+  }
+}
+
+/// E, F and −beta F to shared memory.
+__device__ inline void store_squares(const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], unsigned char* memory, const Place& place) {
+  const float* f = reinterpret_cast<const float*>(memory + kFactors);
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = 16 * block + lane / 4 + 8 * half, j = 16 * quarter + 8 * n + 2 * (lane % 4);
-      const float beta = f[kBeta * kChunk + i];
-      const float2 p = pair_of<kChunk>(reinterpret_cast<const unsigned char*>(scores), i, j);
+      const int i = place.token() + 8 * half, j = 32 * place.half + 8 * n + 2 * (threadIdx.x % 4);
       float e[2], g[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const bool lower = j + c < i;
         const float decay = j + c <= i ? expf(f[kLogDecay * kChunk + i] - f[kLogDecay * kChunk + j + c]) * f[kKeyNorm * kChunk + j + c] : 0.0f;
-        e[c] = sums.d_p[n][2 * half + c] * decay * f[kQueryNorm * kChunk + i];
-        g[c] = lower ? sums.d_m[n][2 * half + c] * decay * f[kKeyNorm * kChunk + i] : 0.0f;
-        const float t = lower ? sums.d_p[n][2 * half + c] * (c ? p.y : p.x) - beta * g[c] * kk[n][2 * half + c] : 0.0f;
-        rows[half] += t;
-        columns[n][c] += t;
+        e[c] = d_p[n][2 * half + c] * decay * f[kQueryNorm * kChunk + i];
+        g[c] = j + c < i ? d_m[n][2 * half + c] * decay * f[kKeyNorm * kChunk + i] : 0.0f;
       }
+      const float beta = f[kBeta * kChunk + i];
       const uint32_t at = tile_offset<kChunk>(i, j / 8 * 8) + j % 8 * 2;
-      *reinterpret_cast<uint32_t*>(memory + P::kE + at) = device::pack_bf16(e[0], e[1]);
-      *reinterpret_cast<uint32_t*>(memory + P::kF + at) = device::pack_bf16(g[0], g[1]);
-      *reinterpret_cast<uint32_t*>(memory + P::kBetaF + at) = device::pack_bf16(-beta * g[0], -beta * g[1]);
+      *reinterpret_cast<uint32_t*>(memory + kE + at) = device::pack_bf16(e[0], e[1]);
+      *reinterpret_cast<uint32_t*>(memory + kF + at) = device::pack_bf16(g[0], g[1]);
+      *reinterpret_cast<uint32_t*>(memory + kBetaF + at) = device::pack_bf16(-beta * g[0], -beta * g[1]);
+    }
+  }
+}
+
+/// T = E ∘ q k^T − beta F ∘ k k^T below the diagonal, summed over rows and over columns.
+__device__ inline void sum_pairs(const float (&qk)[kTiles][4], const float (&kk)[kTiles][4], unsigned char* memory, const Place& place) {
+  const Sums out{reinterpret_cast<float*>(memory + kSums)};
+  const int lane = threadIdx.x % 32;
+  float rows[2] = {};
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    float columns[2] = {};
+    const int j = 32 * place.half + 8 * n + 2 * (lane % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = place.token() + 8 * half;
+      const float2 e = pair_of<kChunk>(memory + kE, i, j), f = pair_of<kChunk>(memory + kBetaF, i, j);
+      const float one = j < i ? e.x * qk[n][2 * half] + f.x * kk[n][2 * half] : 0.0f;
+      const float two = j + 1 < i ? e.y * qk[n][2 * half + 1] + f.y * kk[n][2 * half + 1] : 0.0f;
+      rows[half] += one + two;
+      columns[0] += one, columns[1] += two;
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) columns[c] += __shfl_xor_sync(0xffffffffu, columns[c], offset);
+      if (lane < 4) out.of(kColumnsOf, place.block, j + c) = columns[c];
     }
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float row = quad_sum(rows[half]);
-    if (lane % 4 == 0) out.of(kRows, quarter, 16 * block + lane / 4 + 8 * half) = row;
+    if (lane % 4 == 0) out.of(kRows, place.half, place.token() + 8 * half) = row;
   }
-#pragma unroll
-  for (int n = 0; n < 2; ++n)
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      float column = columns[n][c];
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) column += __shfl_xor_sync(0xffffffffu, column, offset);
-      if (lane < 4) out.of(kColumnsOf, block, 16 * quarter + 8 * n + 2 * lane + c) = column;
-    }
 }
 
-/// Rows of the sums times `factor`, and their products with the tile's rows summed over the warp's channels.
-template <class P>
-__device__ inline void scale_rows(float (&c)[P::kTiles][4], const float* factor, int block) {
+/// Rows of the sums times a factor of their token, and their products with the rows of a tile summed over the warp's channels.
+__device__ inline void scale_rows(float (&c)[kTiles][4], const float* factor, const Place& place) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float f = factor[16 * block + threadIdx.x % 32 / 4 + 8 * half];
+    const float f = factor[place.token() + 8 * half];
 #pragma unroll
-    for (int n = 0; n < P::kTiles; ++n) c[n][2 * half] *= f, c[n][2 * half + 1] *= f;
+    for (int n = 0; n < kTiles; ++n) c[n][2 * half] *= f, c[n][2 * half + 1] *= f;
   }
 }
-template <class P>
-__device__ inline void dot_rows(const float (&c)[P::kTiles][4], const unsigned char* tile, int block, int quarter, float (&dots)[2]) {
+__device__ inline float dot_row(const float (&c)[kTiles][4], const unsigned char* tile, const Place& place, int half) {
+  float dot = 0;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float dot = 0;
-#pragma unroll
-    for (int n = 0; n < P::kTiles; ++n) {
-      const int row = 16 * block + threadIdx.x % 32 / 4 + 8 * half, column = quarter * (P::kKeys / 4) + 8 * n + 2 * (threadIdx.x % 4);
-      const float2 x = pair_of<P::kKeys>(tile, row, column);
-      dot += c[n][2 * half] * x.x + c[n][2 * half + 1] * x.y;
-    }
-    dots[half] = quad_sum(dot);
+  for (int n = 0; n < kTiles; ++n) {
+    const float2 x = pair_of<kKeys>(tile, place.token() + 8 * half, 32 * place.half + 8 * n + 2 * (threadIdx.x % 4));
+    dot += c[n][2 * half] * x.x + c[n][2 * half + 1] * x.y;
   }
+  return quad_sum(dot);
 }
 
 /// The parts that stay within the chunk: y += E k, x += F k, z += E^T q − (beta F)^T k.
-template <class P>
-__device__ inline void add_squares(Products<P>& sums, uint32_t memory, int block, int quarter) {
-  const uint32_t by_columns = lane_offset<kChunk, false>(), by_rows = lane_offset<kChunk, true>(), keys = lane_offset<P::kKeys, false>();
+__device__ inline void add_squares(float (&y)[kTiles][4], float (&x)[kTiles][4], float (&z)[kTiles][4], uint32_t memory, const Place& place) {
+  const uint32_t rows = lane_offset<kChunk, false>() + place.block * 16 * kChunk * 2, columns = lane_offset<kChunk, true>() ^ (place.block * 32);
+  const uint32_t keys = lane_offset<kKeys, false>() ^ (place.half * 64);
 #pragma unroll
   for (int l = 0; l < 4; ++l) {
-    uint32_t e[4], f[4], k[4], q[4];
-    if (l <= block) {
-      device::ldmatrix_x4(e, memory + P::kE + block_at<kChunk>(by_columns, 0, 16 * l) + block * 16 * kChunk * 2);
-      device::ldmatrix_x4(f, memory + P::kF + block_at<kChunk>(by_columns, 0, 16 * l) + block * 16 * kChunk * 2);
+    uint32_t e[4], f[4], k[kTiles / 2][4], q[4];
 #pragma unroll
-      for (int n = 0; n < P::kTiles; n += 2) {
-        device::ldmatrix_x4_transposed(k, memory + P::kKey + Products<P>::state_block(keys, 16 * l, n, quarter));
-        mma_two(sums.y[n], sums.y[n + 1], e, k);
-        mma_two(sums.x[n], sums.x[n + 1], f, k);
+    for (int n = 0; n < kTiles; n += 2) device::ldmatrix_x4_transposed(k[n / 2], memory + kKey + block_at<kKeys>(keys, 16 * l, 8 * n));
+    if (l <= place.block) {
+      device::ldmatrix_x4(e, memory + kE + block_at<kChunk>(rows, 0, 16 * l));
+      device::ldmatrix_x4(f, memory + kF + block_at<kChunk>(rows, 0, 16 * l));
+#pragma unroll
+      for (int n = 0; n < kTiles; n += 2) {
+        mma_two(y[n], y[n + 1], e, k[n / 2]);
+        mma_two(x[n], x[n + 1], f, k[n / 2]);
       }
     }
-    if (l >= block) {
-      const uint32_t at = (by_rows ^ (block * 32)) + 16 * l * kChunk * 2;
-      device::ldmatrix_x4_transposed(e, memory + P::kE + at);
-      device::ldmatrix_x4_transposed(f, memory + P::kBetaF + at);
+    if (l >= place.block) {
+      device::ldmatrix_x4_transposed(e, memory + kE + columns + 16 * l * kChunk * 2);
+      device::ldmatrix_x4_transposed(f, memory + kBetaF + columns + 16 * l * kChunk * 2);
 #pragma unroll
-      for (int n = 0; n < P::kTiles; n += 2) {
-        device::ldmatrix_x4_transposed(k, memory + P::kKey + Products<P>::state_block(keys, 16 * l, n, quarter));
-        device::ldmatrix_x4_transposed(q, memory + P::kQuery + Products<P>::state_block(keys, 16 * l, n, quarter));
-        mma_two(sums.z[n], sums.z[n + 1], e, q);
-        mma_two(sums.z[n], sums.z[n + 1], f, k);
+      for (int n = 0; n < kTiles; n += 2) {
+        device::ldmatrix_x4_transposed(q, memory + kQuery + block_at<kKeys>(keys, 16 * l, 8 * n));
+        mma_two(z[n], z[n + 1], e, q);
+        mma_two(z[n], z[n + 1], f, k[n / 2]);
       }
     }
   }
 }
 
 /// Rows of d_q and d_k of the warp's channels.
-template <class P>
-__device__ inline void store_rows(const Products<P>& sums, const float* f, const GradientParams& params, const Chunk& chunk, int64_t row, int key,
-                                  int block, int quarter) {
+__device__ inline void store_rows(const float (&y)[kTiles][4], const float (&x)[kTiles][4], const float (&z)[kTiles][4], const unsigned char* memory,
+                                  const GradientParams& params, const Place& place, int key) {
   const Problem& p = params.backward.problem;
+  const float* f = reinterpret_cast<const float*>(memory + kFactors);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int i = 16 * block + threadIdx.x % 32 / 4 + 8 * half;
+    const int i = place.token() + 8 * half;
     const float beta = f[kBeta * kChunk + i], q_length = p.scale / f[kQueryNorm * kChunk + i], k_length = 1 / f[kKeyNorm * kChunk + i];
-    const int64_t at = (row + i * p.HV) * p.K + key + quarter * (P::kKeys / 4) + pair_column();
+    const int64_t at = (place.row + i * p.HV) * p.K + key + place.half * 32 + pair_column();
 #pragma unroll
-    for (int n = 0; n < P::kTiles; n += 2) {
+    for (int n = 0; n < kTiles; n += 2) {
       uint32_t d_q[2], d_k[2];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        const float(&y)[4] = sums.y[n + m], (&x)[4] = sums.x[n + m], (&z)[4] = sums.z[n + m];
-        d_q[m] = device::pack_bf16(q_length * y[2 * half], q_length * y[2 * half + 1]);
-        d_k[m] = device::pack_bf16(k_length * (z[2 * half] - beta * x[2 * half]), k_length * (z[2 * half + 1] - beta * x[2 * half + 1]));
+        const int c = 2 * half;
+        d_q[m] = device::pack_bf16(q_length * y[n + m][c], q_length * y[n + m][c + 1]);
+        d_k[m] = device::pack_bf16(k_length * (z[n + m][c] - beta * x[n + m][c]), k_length * (z[n + m][c + 1] - beta * x[n + m][c + 1]));
       }
       const uint2 q = paired(d_q[0], d_q[1]), k = paired(d_k[0], d_k[1]);
-      if (i >= chunk.count) continue;
+      if (i >= place.chunk.count) continue;
       if (params.d_q) *reinterpret_cast<uint2*>(params.d_q + at + 8 * n) = q;
       if (params.d_k) *reinterpret_cast<uint2*>(params.d_k + at + 8 * n) = k;
     }
   }
 }
 
-/// d_beta and d_log_decay from the sums, by the first 64 threads.
-template <class P>
-__device__ inline void store_gates(const GradientParams& params, const Chunk& chunk, int64_t row, unsigned char* memory) {
-  const float* f = reinterpret_cast<const float*>(memory + P::kFactors);
-  const Sums sums{reinterpret_cast<float*>(memory + P::kSums)};
+/// d_beta and d_log_decay from the sums.
+__device__ inline void store_gates(const GradientParams& params, const Place& place, unsigned char* memory) {
+  const float* f = reinterpret_cast<const float*>(memory + kFactors);
+  const Sums sums{reinterpret_cast<float*>(memory + kSums)};
   const int i = threadIdx.x;
-  const int64_t at = row + i * params.backward.problem.HV;
-  if (params.d_beta && i < kChunk && i < chunk.count) params.d_beta[at] = sums.of(kValues, 0, i) - sums.total(kBetaKeys, i);
+  const int64_t at = place.row + i * params.backward.problem.HV;
+  if (params.d_beta && i < place.chunk.count) params.d_beta[at] = sums.of(kValues, 0, i) - sums.halves(kBetaKeys, i);
   if (!params.d_log_decay) return;
-  float* from_here = &sums.of(kValues, 2, 0);  // free rows
-  float* before = &sums.of(kValues, 3, 0);
+  float* from_here = &sums.of(kValues, 1, 0);
+  float* before = &sums.of(kValues, 2, 0);
   if (i < kChunk) {
-    from_here[i] = sums.total(kReads, i) + sums.total(kRows, i) - sums.total(kColumnsOf, i);
-    before[i] = sums.total(kWrites, i);
+    const float columns = sums.of(kColumnsOf, 0, i) + sums.of(kColumnsOf, 1, i) + sums.of(kColumnsOf, 2, i) + sums.of(kColumnsOf, 3, i);
+    from_here[i] = sums.halves(kReads, i) + sums.halves(kRows, i) - columns;
+    before[i] = sums.halves(kWrites, i);
   }
   __syncthreads();
-  if (i >= kChunk || i >= chunk.count) return;
+  if (i >= place.chunk.count) return;
   float states = 0, crossing = 0, writes = 0;
   for (int w = 0; w < kThreads / 32; ++w) states += sums.of(kStates, 0, w);
-  for (int l = kChunk - 1; l >= i; --l) crossing += from_here[l];
-  for (int l = 0; l < i; ++l) writes += before[l];
+#pragma unroll 8
+  for (int l = kChunk - 1; l >= 0; --l) crossing += l >= i ? from_here[l] : 0.0f;
+#pragma unroll 8
+  for (int l = 0; l < kChunk; ++l) writes += l < i ? before[l] : 0.0f;
   params.d_log_decay[at] = crossing + writes + f[kTotal * kChunk] * states;
 }
 
-template <class P>
-__global__ void __launch_bounds__(kThreads, 1) gradient_kernel(GradientParams params) {
+__global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams params) {
   extern __shared__ __align__(128) unsigned char memory[];
   const Problem& p = params.backward.problem;
-  const Chunk chunk = chunk_of(p, blockIdx.x);
-  if (chunk.count == 0) return;
+  const Place place(p, blockIdx.x, blockIdx.y);
+  if (place.chunk.count == 0) return;
   const uint32_t start = device::shared_address(memory);
-  const int64_t j = blockIdx.y, head = j / (p.HV / p.H), lane = blockIdx.x * p.HV + j, row = chunk.first * p.HV + j;
-  const int warp = threadIdx.x / 32, block = warp % 4, quarter = warp / 4, token = 16 * block + threadIdx.x % 32 / 4;
-  const float* f = reinterpret_cast<const float*>(memory + P::kFactors);
-  const Sums out{reinterpret_cast<float*>(memory + P::kSums)};
-  const int slices = static_cast<int>(p.V / kColumns);
-  copy_bytes<kNumFactors * kChunk * 4, kThreads>(start + P::kFactors, p.factors + lane * kNumFactors * kChunk, threadIdx.x);
-  Products<P> sums;
-  sums.clear_squares();
-  float kk[2][4] = {}, states = 0, values = 0, reads[2] = {}, writes[2] = {}, beta_keys[2] = {};
-  // E and F come with the first channels and need k k^T over all of them, which is summed before.
-  for (int key = 0; key < p.K; key += P::kKeys) {
-    if (key) __syncthreads();
-    copy_rows<P::kKeys, kThreads>(start + P::kKey, p.k + (chunk.first * p.H + head) * p.K + key, p.H * p.K, chunk.count, threadIdx.x);
+  const float* f = reinterpret_cast<const float*>(memory + kFactors);
+  const Sums out{reinterpret_cast<float*>(memory + kSums)};
+  const int slices = static_cast<int>(p.V / kColumns), steps = slices * static_cast<int>(p.K / kKeys), warp = threadIdx.x / 32;
+  const auto load = [&](int step) {
+    if (step < steps) load_stage(params, place, step % slices * kColumns, step / slices * kKeys, start + step % 2 * kStageBytes);
     device::cp_async_commit();
-    device::cp_async_wait<0>();
-    __syncthreads();
-    const uint32_t by_columns = lane_offset<P::kKeys, false>(), by_rows = lane_offset<P::kKeys, true>();
-    if (quarter > block || !params.d_log_decay) continue;
-#pragma unroll 4
-    for (int c = 0; c < P::kKeys; c += 16) {
-      uint32_t a[4], b[4];
-      device::ldmatrix_x4(a, start + P::kKey + block_at<P::kKeys>(by_columns, 0, c) + block * 16 * P::kKeys * 2);
-      device::ldmatrix_x4(b, start + P::kKey + block_at<P::kKeys>(by_rows, 0, c) + quarter * 16 * P::kKeys * 2);
-      mma_two(kk[0], kk[1], a, b);
-    }
-  }
-  for (int key = 0; key < p.K; key += P::kKeys) {
-    __syncthreads();
-    if (p.K > P::kKeys)
-      copy_rows<P::kKeys, kThreads>(start + P::kKey, p.k + (chunk.first * p.H + head) * p.K + key, p.H * p.K, chunk.count, threadIdx.x);
-    copy_rows<P::kKeys, kThreads>(start + P::kQuery, p.q + (chunk.first * p.H + head) * p.K + key, p.H * p.K, chunk.count, threadIdx.x);
-    sums.clear_states();
-    load_stage<P>(params, chunk, lane, row, 0, key, start);
-    for (int slice = 0; slice < slices; ++slice) {
-      const int offset = slice % 2 * P::kStageBytes;
-      if (slice + 1 < slices) {
-        load_stage<P>(params, chunk, lane, row, (slice + 1) * kColumns, key, start + (slice + 1) % 2 * P::kStageBytes);
-        device::cp_async_wait<1>();
-      } else {
-        device::cp_async_wait<0>();
-      }
+  };
+  const auto load_keys = [&](int key) {
+    copy_rows<kKeys, kThreads>(start + kKey, p.k + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
+    copy_rows<kKeys, kThreads>(start + kQuery, p.q + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
+  };
+  copy_bytes<kNumFactors * kChunk * 4, kThreads>(start + kFactors, p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
+  load_keys(0);
+  load(0);
+  float qk[kTiles][4], kk[kTiles][4], states = 0, values = 0;
+  clear(qk), clear(kk);  // first d_p and d_m, then q k^T and k k^T
+  for (int key = 0, step = 0; key < p.K; key += kKeys) {
+    float y[kTiles][4], x[kTiles][4], z[kTiles][4];
+    clear(y), clear(x), clear(z);
+    for (int slice = 0; slice < slices; ++slice, ++step) {
+      load(step + 1);
+      device::cp_async_wait<1>();
       __syncthreads();
-      sums.add(start + offset, block, quarter, key == 0);
-      if (params.d_log_decay) states += dot_states<P>(memory + offset);
-      if (key == 0) values += dot_values<P>(memory + offset);
+      const int stage = step % 2 * kStageBytes;
+      add_stage(y, x, z, qk, kk, start + stage, place, key == 0);
+      if (params.d_log_decay) states += dot_pieces(memory + stage + kState, memory + stage + kDState);
+      if (key == 0) values += dot_pieces(memory + stage + kDr, memory + stage + kV);
       __syncthreads();
     }
     if (key == 0) {
-      finish_squares<P>(sums, kk, memory, p.squares + (3 * lane + 2) * kSquare, block, quarter);
+      store_squares(qk, kk, memory, place);
+      clear(qk), clear(kk);
       __syncthreads();
     }
-    float dots[2];
-    scale_rows<P>(sums.y, f + kQueryIn * kChunk, block);
-    scale_rows<P>(sums.x, f + kKeyIn * kChunk, block);
-    scale_rows<P>(sums.z, f + kKeyOut * kChunk, block);
-    dot_rows<P>(sums.y, memory + P::kQuery, block, quarter, dots);
-    reads[0] += dots[0], reads[1] += dots[1];
-    dot_rows<P>(sums.x, memory + P::kKey, block, quarter, dots);
-    reads[0] -= f[kBeta * kChunk + token] * dots[0], reads[1] -= f[kBeta * kChunk + token + 8] * dots[1];
-    dot_rows<P>(sums.z, memory + P::kKey, block, quarter, dots);
-    writes[0] += dots[0], writes[1] += dots[1];
-    add_squares<P>(sums, start, block, quarter);
-    dot_rows<P>(sums.x, memory + P::kKey, block, quarter, dots);
-    beta_keys[0] += dots[0], beta_keys[1] += dots[1];
-    store_rows<P>(sums, f, params, chunk, row, key, block, quarter);
-  }
+    scale_rows(y, f + kQueryIn * kChunk, place);
+    scale_rows(x, f + kKeyIn * kChunk, place);
+    scale_rows(z, f + kKeyOut * kChunk, place);
+    const auto add = [&](int kind, int half, float sum) {  // by one thread of four, to a place that is its own
+      float& at = out.of(kind, place.half, place.token() + 8 * half);
+      if (threadIdx.x % 4 == 0) at = key ? at + sum : sum;
+    };
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (threadIdx.x % 4) continue;
-    out.of(kReads, quarter, token + 8 * half) = reads[half];
-    out.of(kWrites, quarter, token + 8 * half) = writes[half];
-    out.of(kBetaKeys, quarter, token + 8 * half) = beta_keys[half];
-  }
+    for (int half = 0; half < 2; ++half) {
+      const float beta = f[kBeta * kChunk + place.token() + 8 * half];
+      add(kReads, half, dot_row(y, memory + kQuery, place, half) - beta * dot_row(x, memory + kKey, place, half));
+      add(kWrites, half, dot_row(z, memory + kKey, place, half));
+    }
+    add_squares(y, x, z, start, place);
 #pragma unroll
-  for (int offset = 1; offset < 8; offset *= 2) values += __shfl_xor_sync(0xffffffffu, values, offset);
-  if (threadIdx.x % 8 == 0) out.of(kValues, 0, threadIdx.x / 8) = values;
+    for (int half = 0; half < 2; ++half) add(kBetaKeys, half, dot_row(x, memory + kKey, place, half));
+    store_rows(y, x, z, memory, params, place, key);
+    if (params.d_log_decay) add_keys(qk, kk, start, place);
+    if (key + kKeys == p.K) break;
+    __syncthreads();
+    load_keys(key + kKeys);  // joins the group of the stage after the next
+  }
+  sum_pairs(qk, kk, memory, place);
+  values = quad_sum(values);
+  if (threadIdx.x % 4 == 0) out.of(kValues, 0, threadIdx.x / 4) = values;
   states = device::warp_sum(states);
   if (threadIdx.x % 32 == 0) out.of(kStates, 0, warp) = states;
   __syncthreads();
-  store_gates<P>(params, chunk, row, memory);
-}
-
-template <int keys>
-void launch_for(Context& ctx, const GradientParams& params) {
-  const Problem& p = params.backward.problem;
-  const cuda::LaunchConfig config{
-      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kThreads, .shared_bytes = Plan<keys>::kSharedBytes};
-  cuda::launch(ctx.stream(), "gated_delta_rule_gradients", &gradient_kernel<Plan<keys>>, config, params);
+  store_gates(params, place, memory);
 }
 
 }  // namespace
 
 void launch_gradients(Context& ctx, const GradientParams& params) {
-  if (params.backward.problem.K == 64) launch_for<64>(ctx, params);
-  else launch_for<128>(ctx, params);
+  const Problem& p = params.backward.problem;
+  const cuda::LaunchConfig config{
+      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kThreads, .shared_bytes = kSharedBytes};
+  cuda::launch(ctx.stream(), "gated_delta_rule_gradients", &gradient_kernel, config, params);
 }
 
 }  // namespace braid::delta_cuda

@@ -10,8 +10,8 @@ namespace braid::delta_cuda {
 /// Bytes from a tile's start to (row, column); column a multiple of 8.
 template <int width>
 __device__ inline uint32_t tile_offset(int row, int column) {
-  static_assert(width == 16 || width % 64 == 0);
-  const int piece = column / 8, order = width == 16 ? row / 4 % 2 : row % 8;
+  static_assert(width == 16 || width == 32 || width % 64 == 0);
+  const int piece = column / 8, order = width == 16 ? row / 4 % 2 : width == 32 ? row / 2 % 4 : row % 8;
   return static_cast<uint32_t>(row * width * 2 + (piece ^ order) * 16);
 }
 
@@ -69,13 +69,13 @@ __device__ inline int pair_column() {
   return pair % 2 ? 8 + 2 * (pair - 1) : 2 * pair;
 }
 
-/// Copies a tile [64, width] whose rows lie `stride` elements apart; rows from `count` on become zero. Threads 0 ≤ thread < threads
+/// Copies a tile [rows, width] whose rows lie `stride` elements apart; rows from `count` on become zero. Threads 0 ≤ thread < threads
 /// share it; `from` must be an address that can be read even if count is 0.
-template <int width, int threads>
+template <int width, int threads, int rows = 64>
 __device__ inline void copy_rows(uint32_t tile, const device::bf16* from, int64_t stride, int count, int thread) {
   constexpr int kPieces = width / 8;
 #pragma unroll
-  for (int i = 0; i < 64 * kPieces / threads; ++i) {
+  for (int i = 0; i < rows * kPieces / threads; ++i) {
     const int at = i * threads + thread, row = at / kPieces, piece = at % kPieces;
     device::cp_async16(tile + tile_offset<width>(row, piece * 8), from + (row < count ? row * stride + piece * 8 : 0), row < count);
   }

@@ -1,6 +1,10 @@
-// What the two walks over chunks share: a block walks the chunks of one value head of one sequence, for `warps` × 16 columns of V. A warp
-// keeps S^T [16, K] of its columns in registers as the sums of a product, which are at the same time the A fragments of the next:
-// nothing passes between warps. kLoaders further warps copy the next chunks into shared memory.
+// What the two walks over chunks share. A block walks the chunks of one value head of one sequence for some groups of 16 columns of V.
+// The state S^T [16, K] of a group lies in registers as the sums of products, which are at the same time the A fragments of the next
+// product. Three kinds of warps:
+//   members   the walk itself; a group's members share K, and add up what each knows of S^T k^T
+//   writers   one a group, a chunk behind: what is only stored, from fragments that the members publish in shared memory
+//   loaders   copy the next chunks into shared memory
+// One barrier of the block a chunk: behind it a chunk has arrived, and the one before it is done with by members, published for writers.
 #pragma once
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
@@ -8,19 +12,21 @@
 
 namespace braid::delta_cuda {
 
-inline constexpr int kLoaders = 4;
+inline constexpr int kLoaders = 2;
 inline constexpr int kTileBytes = kSquare * 2;
+inline constexpr int kFactorBytes = kNumFactors * kChunk * 4;
+inline constexpr int kSliceBytes = kChunk * 16 * 2;  // 16 columns of v or d_o
+inline constexpr int kPublishedBytes = 2048;         // the fragments [16, 64] of one bf16 matrix
 
-template <int keys, int warps, int stages>
+template <int keys, int groups, int members>
 struct WalkPlan {
-  static constexpr int K = keys, kWarps = warps, kStages = stages;
-  static constexpr int kThreads = 32 * (warps + kLoaders);
-  static constexpr int kRowBytes = kChunk * keys * 2, kSliceBytes = kChunk * 16 * 2;
-  // A stage: k, q, A, its rest, P, factors, 16 columns of v (or d_o) for each warp.
-  static constexpr int kQuery = kRowBytes, kInverse = 2 * kRowBytes, kScores = kInverse + 2 * kTileBytes, kFactors = kScores + kTileBytes;
-  static constexpr int kSlices = kFactors + kNumFactors * kChunk * 4;
-  static constexpr int kStageBytes = kSlices + warps * kSliceBytes;
-  static constexpr int kSharedBytes = stages * kStageBytes;
+  static constexpr int K = keys, kGroups = groups, kMembers = members, kKeys = keys / members;
+  static_assert(kKeys % 64 == 0 && members <= 2);
+  static constexpr int kStateWarps = groups * members, kThreads = 32 * (kStateWarps + groups + kLoaders);
+  static constexpr int kRowBytes = kChunk * keys * 2;
+  /// Of a group: fragments of S^T, then of two matrices [16, 64]. Members exchange their sums in the same place.
+  static constexpr int kStateFragments = keys * 32, kPublished = kStateFragments + 2 * kPublishedBytes;
+  static_assert(members == 1 || kPublished >= 2 * 16 * kChunk * 4);
 };
 
 /// Where a block works.
@@ -29,92 +35,146 @@ struct Lane {
 
   template <class Plan>
   __device__ static Lane of(const Problem& p) {
-    const int64_t slices = p.V / (16 * Plan::kWarps), s = blockIdx.x / slices / p.HV, j = blockIdx.x / slices % p.HV;
+    const int64_t slices = p.V / (16 * Plan::kGroups), s = blockIdx.x / slices / p.HV, j = blockIdx.x / slices % p.HV;
     const int64_t begin = p.cu[s], length = p.cu[s + 1] - begin;
-    return {s, j, j / (p.HV / p.H), blockIdx.x % slices * 16 * Plan::kWarps, begin, length, begin / kChunk + s, (length + kChunk - 1) / kChunk};
+    return {s, j, j / (p.HV / p.H), blockIdx.x % slices * 16 * Plan::kGroups, begin, length, begin / kChunk + s, (length + kChunk - 1) / kChunk};
   }
   __device__ int count(int64_t chunk) const { return static_cast<int>(min(length - chunk * kChunk, int64_t{kChunk})); }
+  __device__ int64_t first(int64_t chunk) const { return begin + chunk * kChunk; }
 };
 
-/// The loaders' part of chunk `chunk` of the lane; `values` [N, HV, V] (null: zeros) are what the slices come from.
+/// Few lanes: more warps on each shorten the walk. Many: one warp each does the least work.
+inline bool is_narrow(const Problem& p) { return p.S * p.HV * (p.V / 64) <= 66; }
+
+/// A tile of q or k of a chunk; columns of v or d_o of all groups (null: zeros). By the loaders' threads.
+inline constexpr int kLoaderThreads = 32 * kLoaders;
 template <class Plan>
-__device__ inline void load_stage(const Problem& p, const Lane& x, const bf16* values, int64_t chunk, uint32_t stage) {
-  constexpr int kThreads = 32 * kLoaders;
-  const int thread = threadIdx.x - 32 * Plan::kWarps, count = x.count(chunk);
-  const int64_t first = x.begin + chunk * kChunk, key = (first * p.H + x.head) * p.K, lane = (x.slot + chunk) * p.HV + x.j;
-  copy_rows<Plan::K, kThreads>(stage, p.k + key, p.H * p.K, count, thread);
-  copy_rows<Plan::K, kThreads>(stage + Plan::kQuery, p.q + key, p.H * p.K, count, thread);
-  copy_bytes<3 * kTileBytes, kThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
-  copy_bytes<kNumFactors * kChunk * 4, kThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
-  const bf16* from = values ? values + (first * p.HV + x.j) * p.V + x.column : p.k;
+__device__ inline void load_keys(const Problem& p, const Lane& x, const bf16* rows, int64_t chunk, uint32_t to, int thread) {
+  copy_rows<Plan::K, kLoaderThreads>(to, rows + (x.first(chunk) * p.H + x.head) * p.K, p.H * p.K, x.count(chunk), thread);
+}
+template <class Plan>
+__device__ inline void load_values(const Problem& p, const Lane& x, const bf16* values, int64_t chunk, uint32_t to, int thread) {
+  const bf16* from = values ? values + (x.first(chunk) * p.HV + x.j) * p.V + x.column : p.k;
 #pragma unroll
-  for (int at = thread; at < kChunk * 2 * Plan::kWarps; at += kThreads) {
-    const int row = at / (2 * Plan::kWarps), piece = at % (2 * Plan::kWarps);
-    const bool live = values && row < count;
-    const uint32_t to = stage + Plan::kSlices + piece / 2 * Plan::kSliceBytes + tile_offset<16>(row, piece % 2 * 8);
-    device::cp_async16(to, from + (live ? row * p.HV * p.V + piece * 8 : 0), live);
+  for (int at = thread; at < kChunk * 2 * Plan::kGroups; at += kLoaderThreads) {
+    const int row = at / (2 * Plan::kGroups), piece = at % (2 * Plan::kGroups);
+    const bool live = values && row < x.count(chunk);
+    device::cp_async16(to + piece / 2 * kSliceBytes + tile_offset<16>(row, piece % 2 * 8), from + (live ? row * p.HV * p.V + piece * 8 : 0), live);
   }
 }
 
-/// The loaders' walk over the chunks of a block, forwards or backwards. They meet the working warps at one barrier a chunk: behind it the
-/// chunk has arrived and the one before it is done with. The two walks are apart so that loaders hold no state in registers.
+/// Barrier `id` of `threads` threads of the block.
+__device__ inline void meet(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ inline void arrive(int id, int threads) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+/// One group's place and barriers, as a member or its writer sees them.
 template <class Plan>
-__device__ inline void walk_loading(const Problem& p, const Lane& x, const bf16* values, bool backwards) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  const uint32_t start = device::shared_address(memory);
-  const auto load = [&](int64_t step) {
-    if (step < x.chunks)
-      load_stage<Plan>(p, x, values, backwards ? x.chunks - 1 - step : step, start + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes);
-    device::cp_async_commit();
-  };
-  for (int step = 0; step < Plan::kStages - 1; ++step) load(step);
-  for (int64_t step = 0; step < x.chunks; ++step) {
-    device::cp_async_wait<Plan::kStages - 2>();
-    __syncthreads();
-    load(step + Plan::kStages - 1);
-  }
-}
-/// The working warps' walk: work(chunk, its stage, the stage's address).
-template <class Plan, class Work>
-__device__ inline void walk_working(const Lane& x, bool backwards, Work&& work) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  const uint32_t start = device::shared_address(memory);
-  int offset = 0;
-  for (int64_t step = 0; step < x.chunks; ++step) {
-    __syncthreads();
-    work(backwards ? x.chunks - 1 - step : step, memory + offset, start + offset);
-    offset = offset + Plan::kStageBytes == Plan::kSharedBytes ? 0 : offset + Plan::kStageBytes;
-  }
-}
+struct Group {
+  int group, member;
+  unsigned char* published;
 
-/// c [16, 64] += S^T x^T for a tile x [64, K]; each(n, fragment) sees the fragments of S^T as they are made.
-template <int K, class Each>
-__device__ inline void multiply_state(float (&c)[8][4], const float (&state)[K / 8][4], uint32_t tile, Each&& each) {
+  /// The writer has copied what was published a chunk ago.
+  __device__ void copied() const { arrive(1 + group, 32 * (Plan::kMembers + 1)); }
+  __device__ void wait_copied() const { meet(1 + group, 32 * (Plan::kMembers + 1)); }
+
+  __device__ uint4* slot(int offset, int i) const { return reinterpret_cast<uint4*>(published + offset) + i * 32 + threadIdx.x % 32; }
+  __device__ void publish(int offset, int i, const uint32_t (&a)[4]) const { *slot(offset, i) = make_uint4(a[0], a[1], a[2], a[3]); }
+  __device__ void copy(int offset, int i, uint32_t (&a)[4]) const {
+    const uint4 x = *slot(offset, i);
+    a[0] = x.x, a[1] = x.y, a[2] = x.z, a[3] = x.w;
+  }
+  __device__ void publish_state(const uint32_t (&a)[Plan::kKeys / 16][4]) const {
+#pragma unroll
+    for (int n = 0; n < Plan::kKeys / 16; ++n) publish(0, member * (Plan::kKeys / 16) + n, a[n]);
+  }
+
+  /// Adds up the members' sums; afterwards the place is free to publish in.
+  __device__ void add_up(float (&c)[8][4]) const {
+    wait_copied();
+    if constexpr (Plan::kMembers == 2) {
+      constexpr int kBytes = 16 * kChunk * 4;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) *reinterpret_cast<float4*>(slot(member * kBytes, n)) = make_float4(c[n][0], c[n][1], c[n][2], c[n][3]);
+      meet(5 + group, 64);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const float4 other = *reinterpret_cast<const float4*>(slot((1 - member) * kBytes, n));
+        c[n][0] += other.x, c[n][1] += other.y, c[n][2] += other.z, c[n][3] += other.w;
+      }
+      meet(5 + group, 64);
+    }
+  }
+};
+
+/// c [16, 64] += S^T x^T for a tile of rows of K channels, from the channel that `tile` is the address of; a: the fragments of S^T.
+template <int K, int keys>
+__device__ inline void multiply_state(float (&c)[8][4], const uint32_t (&a)[keys / 16][4], uint32_t tile) {
   const uint32_t lane = lane_offset<K, true>();
 #pragma unroll
-  for (int n = 0; n < K / 16; ++n) {
-    uint32_t a[4], b[4];
-    to_fragment(a, state[2 * n], state[2 * n + 1]);
-    each(n, a);
+  for (int n = 0; n < keys / 16; ++n)
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
+      uint32_t b[4];
       device::ldmatrix_x4(b, tile + block_at<K>(lane, 16 * m, 16 * n));
-      mma_two(c[2 * m], c[2 * m + 1], a, b);
+      mma_two(c[2 * m], c[2 * m + 1], a[n], b);
+    }
+}
+template <int keys>
+__device__ inline void to_state_fragments(uint32_t (&a)[keys / 16][4], const float (&state)[keys / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < keys / 16; ++n) to_fragment(a[n], state[2 * n], state[2 * n + 1]);
+}
+
+/// S^T [16, keys] += (a + rest) x for 16 tokens, from `token` on. Two n-tiles take their turns so that no sum waits for itself.
+template <int K, int keys, bool has_rest>
+__device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t (&a)[4], const uint32_t (&rest)[4], uint32_t tile, int token) {
+  const uint32_t lane = lane_offset<K, false>();
+#pragma unroll
+  for (int n = 0; n < keys / 16; n += 2) {
+    uint32_t b[2][4];
+    device::ldmatrix_x4_transposed(b[0], tile + block_at<K>(lane, token, 16 * n));
+    device::ldmatrix_x4_transposed(b[1], tile + block_at<K>(lane, token, 16 * n + 16));
+    mma_two(state[2 * n], state[2 * n + 1], a, b[0]);
+    mma_two(state[2 * n + 2], state[2 * n + 3], a, b[1]);
+    if constexpr (has_rest) {
+      mma_two(state[2 * n], state[2 * n + 1], rest, b[0]);
+      mma_two(state[2 * n + 2], state[2 * n + 3], rest, b[1]);
     }
   }
 }
-
-/// S^T [16, K] += a x for 16 tokens, from `token` on, of a tile x [64, K]; `rest` (null: none) is added to a.
-template <int K, bool has_rest>
-__device__ inline void update_state(float (&state)[K / 8][4], const uint32_t (&a)[4], const uint32_t (&rest)[4], uint32_t tile, int token) {
-  const uint32_t lane = lane_offset<K, false>();
+template <int keys>
+__device__ inline void scale_state(float (&state)[keys / 8][4], float total) {
 #pragma unroll
-  for (int n = 0; n < K / 16; ++n) {
-    uint32_t b[4];
-    device::ldmatrix_x4_transposed(b, tile + block_at<K>(lane, token, 16 * n));
-    mma_two(state[2 * n], state[2 * n + 1], a, b);
-    if constexpr (has_rest) mma_two(state[2 * n], state[2 * n + 1], rest, b);
+  for (int n = 0; n < keys / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) state[n][i] *= total;
+}
+
+/// c [16, 64] = x A^T (or x A when `transposed`) for the lower triangle A, which is a bf16 and its rest, as is x.
+template <bool transposed>
+__device__ inline void multiply_inverse(float (&c)[8][4], const float (&x)[8][4], uint32_t inverse) {
+  const uint32_t lane = lane_offset<kChunk, !transposed>();
+  float small[8][4] = {};  // products with a rest, summed apart so that no sum waits for itself
+#pragma unroll
+  for (int l = 0; l < 4; ++l) {
+    uint32_t a[4], rest[4];
+    to_fragments(a, rest, x[2 * l], x[2 * l + 1]);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      if (transposed ? m > l : m < l) continue;
+      uint32_t b[4], b_rest[4];
+      const uint32_t at = inverse + (transposed ? block_at<kChunk>(lane, 16 * l, 16 * m) : block_at<kChunk>(lane, 16 * m, 16 * l));
+      if constexpr (transposed) device::ldmatrix_x4_transposed(b, at), device::ldmatrix_x4_transposed(b_rest, at + kTileBytes);
+      else device::ldmatrix_x4(b, at), device::ldmatrix_x4(b_rest, at + kTileBytes);
+      mma_two(c[2 * m], c[2 * m + 1], a, b);
+      mma_two(small[2 * m], small[2 * m + 1], rest, b);
+      mma_two(small[2 * m], small[2 * m + 1], a, b_rest);
+    }
   }
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[n][i] += small[n][i];
 }
 
 /// Sums [16 columns, 64 tokens] times a factor of each token.
@@ -124,49 +184,6 @@ __device__ inline void scale_tokens(float (&c)[8][4], const float* factor) {
     const float2 f = *reinterpret_cast<const float2*>(factor + 8 * n + threadIdx.x % 4 * 2);
     c[n][0] *= f.x, c[n][1] *= f.y, c[n][2] *= f.x, c[n][3] *= f.y;
   }
-}
-
-/// Writes [16 columns, 8 tokens] as two registers of pairs of tokens to rows `stride` apart; `to` is the first token's row.
-__device__ inline void store_tokens(bf16* to, int64_t stride, int count, int token, uint32_t low, uint32_t high) {
-  const uint2 four = paired(transposed(low), transposed(high));
-  token += threadIdx.x % 32 / 4;
-  if (token < count) *reinterpret_cast<uint2*>(to + token * stride + pair_column()) = four;
-}
-__device__ inline void store_tokens(bf16* to, int64_t stride, int count, const float (&c)[8][4]) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) store_tokens(to, stride, count, 8 * n, device::pack_bf16(c[n][0], c[n][1]), device::pack_bf16(c[n][2], c[n][3]));
-}
-
-/// Fragments 16 n … of S^T as bf16 to rows [V, K] of a kept state; `to` is row 0 of the warp's columns.
-__device__ inline void store_state_fragment(bf16* to, int64_t K, int n, const uint32_t (&a)[4]) {
-  bf16* at = to + threadIdx.x % 32 / 4 * K + 16 * n + pair_column();
-  *reinterpret_cast<uint2*>(at) = paired(a[0], a[2]);
-  *reinterpret_cast<uint2*>(at + 8 * K) = paired(a[1], a[3]);
-}
-
-/// S^T of 16 columns from and to a state [K, V] in float32; null: zeros.
-template <int K>
-__device__ inline void load_state(float (&state)[K / 8][4], const float* from, int64_t V) {
-  const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-#pragma unroll
-  for (int n = 0; n < K / 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) state[n][i] = from ? from[(8 * n + 2 * pair + i % 2) * V + row + i / 2 * 8] : 0.0f;
-}
-template <int K>
-__device__ inline void store_state(const float (&state)[K / 8][4], float* to, int64_t V) {
-  const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-#pragma unroll
-  for (int n = 0; n < K / 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[(8 * n + 2 * pair + i % 2) * V + row + i / 2 * 8] = state[n][i];
-}
-
-/// A block per sequence, value head and slice of V.
-template <class Plan>
-cuda::LaunchConfig walk_config(const Problem& p) {
-  const int64_t blocks = p.S * p.HV * (p.V / (16 * Plan::kWarps));
-  return {.grid = static_cast<unsigned>(blocks), .block = Plan::kThreads, .shared_bytes = Plan::kSharedBytes};
 }
 
 }  // namespace braid::delta_cuda
