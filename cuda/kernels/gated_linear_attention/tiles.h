@@ -10,23 +10,25 @@ namespace braid::gla_cuda {
 inline constexpr int kPanelBytes = 8192;
 __device__ inline int tile_byte(int row, int piece) { return piece / 8 * kPanelBytes + row * 128 + ((piece % 8 ^ row % 8) << 4); }
 
-/// Begins the copy of 64 rows, zeros from row `count` > 0 on; `stride` in elements.
+/// Begins the copy of 64 rows, zeros from row `count` > 0 on; `stride` in elements. A thread keeps to one piece of its rows, so that
+/// what is left of the addresses is an addition.
 __device__ inline void load_tile(uint32_t tile, const device::bf16* from, int64_t stride, int columns, int count) {
-  const int pieces = columns / 8;
-  for (int i = threadIdx.x; i < 64 * pieces; i += blockDim.x) {
-    const int row = i / pieces, piece = i % pieces;
-    const bool live = row < count;
-    device::cp_async16(tile + tile_byte(row, piece), from + (live ? row : 0) * stride + piece * 8, live);
-  }
+  const int pieces = columns / 8, piece = threadIdx.x % pieces, rows = blockDim.x / pieces;
+  const int64_t step = rows * stride;
+  int row = threadIdx.x / pieces;
+  const device::bf16* at = from + row * stride + piece * 8;
+#pragma unroll 4
+  for (; row < 64; row += rows, at += step) device::cp_async16(tile + tile_byte(row, piece), row < count ? at : from, row < count);
 }
 
 /// Writes the first `count` rows of a tile.
 __device__ inline void store_tile(const char* tile, device::bf16* to, int64_t stride, int columns, int count) {
-  const int pieces = columns / 8;
-  for (int i = threadIdx.x; i < count * pieces; i += blockDim.x) {
-    const int row = i / pieces, piece = i % pieces;
-    *reinterpret_cast<uint4*>(to + row * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece));
-  }
+  const int pieces = columns / 8, piece = threadIdx.x % pieces, rows = blockDim.x / pieces;
+  const int64_t step = rows * stride;
+  int row = threadIdx.x / pieces;
+  device::bf16* at = to + row * stride + piece * 8;
+#pragma unroll 4
+  for (; row < count; row += rows, at += step) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece));
 }
 
 /// Addresses of the four 8×8 matrices that ldmatrix_x4 takes for a 16×16 block of a tile, one row of one matrix a lane. `by_rows`:
