@@ -16,6 +16,7 @@ struct RowPlan {
 /// Which rows the calling thread works on: row, row + stride, …, below `rows`; every thread of a block makes the same number of turns.
 struct RowWalk {
   int64_t rows, D;
+  float inverse_D;
   int group;  // threads a row, a power of two
 
   __device__ int lane() const { return static_cast<int>(threadIdx.x) & (group - 1); }
@@ -29,7 +30,7 @@ struct RowWalk {
 
 /// Sums over a row's group, given to each of its threads. Every thread of the block must take part.
 struct RowSum {
-  float (*scratch)[8];  // [2][8] of shared memory
+  float (*scratch)[8];  // [2][8] of shared memory, aligned to 16 bytes
   int turn = 0;
 
   __device__ float operator()(float x, int group) {
@@ -40,6 +41,10 @@ struct RowSum {
     turn ^= 1;  // one barrier a sum: who is a sum ahead writes elsewhere
     if (threadIdx.x % 32 == 0) sums[warp] = x;
     __syncthreads();
+    if (warps == 8) {
+      const float4 low = *reinterpret_cast<const float4*>(sums), high = *reinterpret_cast<const float4*>(sums + 4);
+      return ((low.x + low.y) + (low.z + low.w)) + ((high.x + high.y) + (high.z + high.w));
+    }
     x = 0;
     for (int i = 0; i < warps; ++i) x += sums[first + i];
     return x;

@@ -18,7 +18,7 @@ template <class Plan>
 device::RowWalk row_walk(int64_t rows, int64_t D) {
   int group = 1;
   while (group * Plan::kPack * Plan::kPacks < D) group *= 2;
-  return {rows, D, group};
+  return {rows, D, 1.0f / static_cast<float>(D), group};
 }
 
 /// body.operator()<T, Plan>() for the dtype (bf16 or f32), width and whether every tensor is aligned to 16 bytes. Throws Error, in the name of `op`,

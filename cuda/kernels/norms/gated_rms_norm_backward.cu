@@ -8,51 +8,6 @@
 namespace braid {
 namespace {
 
-struct ForwardParams {
-  const void* x;        // [rows, D]
-  const void* gate;     // [rows, D]
-  const float* weight;  // [D]
-  void* y;              // [rows, D]
-  float* rstd;          // [rows]
-  device::RowWalk walk;
-  float eps;
-  bool swish;
-};
-
-// y = x · r · weight · act(gate)
-template <class T, class Plan>
-__global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks) gated_rms_norm_forward(ForwardParams p) {
-  __shared__ float scratch[2][8];
-  using Part = device::RowPart<Plan>;
-  const device::RowWalk walk = p.walk;
-  device::RowSum row_sum{scratch};
-  Part weight;
-  weight.load(p.weight, walk);
-  device::RowFetch<T, Plan> next_x, next_gate;
-  const auto fetch = [&](int64_t row) {
-    const bool live = row < walk.rows;
-    next_x.load(live ? static_cast<const T*>(p.x) + row * walk.D : nullptr, walk);
-    next_gate.load(live ? static_cast<const T*>(p.gate) + row * walk.D : nullptr, walk);
-  };
-  int64_t row = walk.first();
-  fetch(row);
-  for (int64_t turn = walk.turns(); turn > 0; --turn, row += walk.stride()) {
-    const device::RowFetch<T, Plan> x = next_x, gate = next_gate;
-    fetch(row + walk.stride());
-    float square = 0;
-    Part::each([&](int i, int j) { square += x.at(i, j) * x.at(i, j); });
-    const float rstd = rsqrtf(row_sum(square, walk.group) / static_cast<float>(walk.D) + p.eps);
-    if (row >= walk.rows) continue;  // after the row sum, which needs every thread
-    Part part;
-    Part::each([&](int i, int j) {
-      const float z = gate.at(i, j), s = device::fast_sigmoid(z);
-      part.at[i][j] = x.at(i, j) * (rstd * weight.at[i][j] * (p.swish ? z * s : s));
-    });
-    part.store(static_cast<T*>(p.y) + row * walk.D, walk);
-    if (walk.lane() == 0) p.rstd[row] = rstd;
-  }
-}
-
 struct BackwardParams {
   const void* x;        // [rows, D]
   const void* gate;     // [rows, D]
@@ -70,7 +25,7 @@ struct BackwardParams {
 //   d_x = r (g − n · mean(g n)),   d_gate = d_y · n · weight · act'(gate),   d_weight = Σ_rows d_y · n · act(gate)
 template <class T, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBackwardBlocks) gated_rms_norm_backward(BackwardParams p) {
-  __shared__ float scratch[2][8];
+  __shared__ __align__(16) float scratch[2][8];
   __shared__ float columns[Plan::kMaxD];
   using Part = device::RowPart<Plan>;
   const device::RowWalk walk = p.walk;
@@ -103,7 +58,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBackwardBlocks) gated_r
       g.at[i][j] = d_y.at(i, j) * weight.at[i][j] * act;
       dot += g.at[i][j] * n;
     });
-    const float mean = row_sum(dot, walk.group) / static_cast<float>(walk.D);
+    const float mean = row_sum(dot, walk.group) * walk.inverse_D;
     if (!live) continue;
     if (p.d_gate) d_gate.store(static_cast<T*>(p.d_gate) + row * walk.D, walk);
     if (!p.d_x) continue;
@@ -117,24 +72,6 @@ using cuda::address;
 using cuda::aligned16;
 
 }  // namespace
-
-GatedRmsNorm::Saved GatedRmsNorm::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
-  const int64_t D = in.x.size(-1), rows = cuda::num_rows(in.x);
-  Saved saved{in.x, in.gate, in.weight, Tensor::empty(ctx, {rows}, DType::f32)};
-  const bool aligned = aligned16(in.x) && aligned16(in.gate) && aligned16(in.weight);
-  cuda::dispatch_rows(name, in.x.dtype(), D, aligned, [&]<class T, class Plan>() {
-    const ForwardParams params{in.x.raw(),
-                               in.gate.raw(),
-                               in.weight.data<float>(),
-                               out.y.raw(),
-                               saved.rstd.data<float>(),
-                               cuda::row_walk<Plan>(rows, D),
-                               static_cast<float>(attrs.eps),
-                               attrs.activation == GateActivation::swish};
-    cuda::launch_rows(ctx, "gated_rms_norm_forward", &gated_rms_norm_forward<T, Plan>, Plan::kBlocks, params);
-  });
-  return saved;
-}
 
 void GatedRmsNorm::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
   const int64_t D = saved.x.size(-1), rows = cuda::num_rows(saved.x);
