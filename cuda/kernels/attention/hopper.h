@@ -123,8 +123,9 @@ __device__ void begin_add_product(Sums<D>& sums, const Rounded<kInner>& a, const
   }
 }
 
-/// One arrival of each consumer warp.
+/// One arrival of each consumer warp, for the reads of all its lanes.
 __device__ inline void release(uint32_t barrier) {
+  __syncwarp();
   if (threadIdx.x % 32 == 0) device::barrier_arrive(barrier);
 }
 
