@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds with CUDA, holds every kernel to the CPU oracle, runs compute-sanitizer on small cases of every operator,
-# times every operator beside its floor, and compiles the kernels for sm_80 too. Prints one table last.
+# times every operator beside its floor and steps of 1.3B models, and compiles the kernels for sm_80 too. Prints one table last.
 #   tests/gpu.sh [FILTER]    FILTER: a GoogleTest filter of operator tests (default: every CUDA law)
 # Needs no Boost and no network. Extra CMake options may be given in BRAID_CMAKE_OPTIONS, those of the benchmark in BRAID_BENCH_OPTIONS
 # (--quick, --op NAME).
@@ -62,7 +62,8 @@ sanitize() { # TOOL
   fi
 }
 
-compile "build" $build braid_test_ops braid_test_cuda braid_test_train braid_bench -- || exit 1
+compile "build" $build braid_test_ops braid_test_cuda braid_test_train braid_bench braid_bench_model -- || exit 1
+compile "kernels for sm_80" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF
 run_tests "runtime" $build/tests/braid_test_cuda '*'
 run_tests "kernels against the CPU oracle" $build/tests/braid_test_ops "$filter"
 run_tests "optimizer against the CPU's" $build/tests/braid_test_train '*Cuda*'
@@ -72,7 +73,6 @@ if command -v compute-sanitizer >/dev/null; then
 else
   row "compute-sanitizer" "not installed"
 fi
-compile "kernels for sm_80" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF
 
 echo "== benchmarks"
 # shellcheck disable=SC2086
@@ -82,8 +82,13 @@ else
   row "benchmarks" "FAILED"
   failed=1
 fi
+model() { # OPTIONS...
+  $build/tests/braid_bench_model "$@" >>"$log/models" 2>&1 || { row "braid_bench_model $*" "FAILED"; failed=1; }
+}
+for name in transformer gdn-3-1; do model --model 1.3B-$name --steps 10; done
+for prompt in 100 100000; do model --model 1.3B-gdn --steps 0 --decode 100 --prompt $prompt; done
 
 echo "== results on $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"
 printf '%s' "$table"
-cat "$log/bench"
+cat "$log/bench" "$log/models"
 exit $failed

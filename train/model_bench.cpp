@@ -74,6 +74,8 @@ StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenc
     while (trainer.steps_started() - trainer.steps_done() > trainer.steps_ahead()) finish();
   }
   while (trainer.steps_done() < trainer.steps_started()) finish();
+  if (result.step_ms.size() > 1)
+    result.step_ms.pop_back(), mfu.pop_back();  // nothing was started after the last: its time is only what was left of it
   result.median_ms = median(std::vector<double>(result.step_ms.begin() + result.step_ms.size() / 3, result.step_ms.end()));
   result.tokens_per_s = 1e3 * static_cast<double>(o.batch_tokens) / result.median_ms;
   result.mfu = median(std::vector<double>(mfu.begin() + mfu.size() / 3, mfu.end()));
