@@ -48,7 +48,8 @@ void expect_product(const Product& p) {
   Padded<T> c(random, p.m, p.n, 2);
   if (p.beta == 0) std::fill(c.values.begin(), c.values.end(), std::numeric_limits<T>::quiet_NaN());
   const std::vector<T> result = run<T>(1, p, a, b, c);
-  EXPECT_EQ(std::memcmp(result.data(), run<T>(3, p, a, b, c).data(), result.size() * sizeof(T)), 0) << "bits depend on threads";
+  const std::vector<T> again = run<T>(3, p, a, b, c);
+  EXPECT_TRUE(result.empty() || std::memcmp(result.data(), again.data(), result.size() * sizeof(T)) == 0) << "bits depend on threads";
   double worst = 0;
   for (int64_t i = 0; i < p.m; ++i) {
     for (int64_t j = 0; j < p.n; ++j) {
