@@ -214,7 +214,7 @@ bool Options::parse(const std::vector<std::string>& arguments) {
 }
 
 Context make_context(const DeviceOptions& options) {
-  // On a GPU only when asked: not every operator has its kernel yet, and one that has none copies to the host and back.
+  // On a GPU only when asked: commands that compute in f64 by default have no kernels for it.
 #ifdef BRAID_WITH_CUDA
   if (options.device == "cuda") {
     BRAID_CHECK(cuda::num_devices() > 0, "--device must be cpu on this machine, which has no CUDA device, got cuda");
