@@ -59,10 +59,10 @@ int run_study(const Arguments& arguments) {
   StudyOptions study = chosen_study(preset, grid);
   if (jobs > 0) study.jobs = jobs;
   check_study(study);
-  require_writable_directory("out", out);
-  const StudyText corpus = read_study_text(text.empty() ? std::vector<std::string>{"."} : text);
   const StudyDevice where = [&] { return make_context({.device = device, .threads = 1}, DType::f32); };
   if (device == "cuda") where();  // a machine without one is refused before anything is written
+  require_writable_directory("out", out);
+  const StudyText corpus = read_study_text(text.empty() ? std::vector<std::string>{"."} : text);
   InterruptGuard guard;
   StudyProgress progress;
   const StudyObserver observer{.on_progress = [&](const std::string& line) { progress.say(line); },
