@@ -1,5 +1,6 @@
 #include "core/transfers.h"
 
+#include <chrono>
 #include <cstring>
 #include <vector>
 
@@ -17,12 +18,23 @@ class HostRead final : public PendingRead {
   std::vector<std::byte> bytes_;
 };
 
+class HostMoment final : public Moment {
+ public:
+  double ms_since(const Moment& earlier) const override {
+    return std::chrono::duration<double, std::milli>(time_ - static_cast<const HostMoment&>(earlier).time_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point time_ = std::chrono::steady_clock::now();
+};
+
 class HostTransfers final : public DeviceTransfers {
  public:
   void upload(void* to, const void* from, size_t bytes, Stream) override {
     if (bytes) std::memcpy(to, from, bytes);
   }
   std::unique_ptr<PendingRead> read(const void* from, size_t bytes, Stream) override { return std::make_unique<HostRead>(from, bytes); }
+  std::unique_ptr<Moment> mark(Stream) override { return std::make_unique<HostMoment>(); }
   int64_t peak_bytes(Device) override { return 0; }
 };
 

@@ -1,4 +1,4 @@
-// Transfers between host and device for which the host does not wait, and what is known of a device's memory.
+// Transfers between host and device for which the host does not wait, moments of a device's work, and what is known of its memory.
 #pragma once
 #include <memory>
 
@@ -14,6 +14,14 @@ class PendingRead {
   virtual const std::byte* wait() = 0;
 };
 
+/// When a stream's work got to a point.
+class Moment {
+ public:
+  virtual ~Moment() = default;
+  /// From `earlier`, a moment of the same device, to this one; waits until this one has come.
+  virtual double ms_since(const Moment& earlier) const = 0;
+};
+
 class DeviceTransfers {
  public:
   virtual ~DeviceTransfers() = default;
@@ -21,6 +29,8 @@ class DeviceTransfers {
   virtual void upload(void* to, const void* from, size_t bytes, Stream stream) = 0;
   /// Starts to read device bytes, as they are when the stream gets there.
   virtual std::unique_ptr<PendingRead> read(const void* from, size_t bytes, Stream stream) = 0;
+  /// The moment at which the stream gets there, by the device's own clock; on the CPU it is now.
+  virtual std::unique_ptr<Moment> mark(Stream stream) = 0;
   /// Most bytes held at once by allocations on a device; 0 where nobody counts.
   virtual int64_t peak_bytes(Device device) = 0;
 };

@@ -29,7 +29,81 @@ void sum_rows(Context& ctx, const T* from, int64_t rows, int64_t size, T* sum) {
   });
 }
 
+/// Linear on a GPU's tape: OpNode (autograd/apply.h), except that d_x is added in place.
+class LinearNode final : public Node {
+ public:
+  LinearNode(Linear::Saved saved, const Tensor& bias, Context& ctx)
+      : saved_(std::move(saved)),
+        x_slot_(ctx.tape->slot_of(saved_.x)),
+        weight_slot_(ctx.tape->slot_of(saved_.weight)),
+        bias_slot_(ctx.tape->slot_of(bias)),
+        bias_type_(bias ? bias.dtype() : DType::f32) {
+    saved_ = {saved_.x.detached(), saved_.weight.detached()};
+  }
+  std::string_view name() const override { return Linear::name; }
+  void visit_saved(FunctionRef<void(const Tensor&)> visit) const override {
+    visit(saved_.x);
+    visit(saved_.weight);
+  }
+  bool is_tracked() const { return x_slot_ >= 0 || weight_slot_ >= 0 || bias_slot_ >= 0; }
+
+  void backward([[maybe_unused]] Context& ctx, [[maybe_unused]] Tape& tape) override {
+    if constexpr (kWithCuda) {
+      Linear::Outputs d_out{tape.take_grad(output_slot)};
+      if (!d_out.y) return;
+      ScopedTime timed(ctx.profile ? &ctx.profile->entry(Linear::name).backward_ms : nullptr);
+      Linear::Inputs d_in;
+      Linear::Attrs attrs;
+      if (x_slot_ >= 0) {
+        d_in.x = gathered_d_x(ctx, tape);
+        attrs.adds_d_x = d_in.x.defined();
+        if (!d_in.x) d_in.x = Tensor::empty(ctx, saved_.x.shape(), saved_.x.dtype());
+      }
+      const Tensor weight_buffer = tape.leaf_buffer(weight_slot_);
+      if (weight_buffer) d_in.weight = weight_buffer.view(saved_.weight.shape());
+      else if (weight_slot_ >= 0) d_in.weight = Tensor::zeros(ctx, saved_.weight.shape(), accumulator(saved_.weight.dtype()));
+      if (bias_slot_ >= 0) d_in.bias = Tensor::empty(ctx, {saved_.weight.size(0)}, bias_type_);
+      Linear::backward_cuda(ctx, saved_, attrs, d_out, d_in);
+      d_out = {};
+      tape.accumulate(ctx, x_slot_, d_in.x);
+      if (!weight_buffer) tape.accumulate(ctx, weight_slot_, d_in.weight);
+      tape.accumulate(ctx, bias_slot_, d_in.bias);
+    }
+  }
+
+  int64_t output_slot = -1;
+
+ private:
+  /// The gradient of x gathered so far, taken out of the tape, if it may be written to. A leaf's stays where it is, and a shared one, too.
+  Tensor gathered_d_x(Context& ctx, Tape& tape) const {
+    const Tensor gathered = tape.take_grad(x_slot_);
+    if (!gathered || tape.take_grad(x_slot_)) return {};
+    if (gathered.storage().use_count() == 1 && gathered.dtype() == saved_.x.dtype() && gathered.contiguous()) return gathered;
+    tape.accumulate(ctx, x_slot_, gathered);
+    return {};
+  }
+
+  Linear::Saved saved_;
+  int64_t x_slot_, weight_slot_, bias_slot_;
+  DType bias_type_;
+};
+
 }  // namespace
+
+Tensor linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  if (ctx.on_cpu() || !ctx.tape || !kWithCuda) return apply<Linear>(ctx, {x, weight, bias}).y;
+  auto node = std::make_unique<LinearNode>(Linear::Saved{x, weight}, bias, ctx);
+  Tensor y;
+  {
+    WithTape silent(ctx, nullptr);
+    y = apply<Linear>(ctx, {x.detached(), weight.detached(), bias.detached()}).y;
+  }
+  if (!node->is_tracked()) return y;
+  y = ctx.tape->track(y);
+  node->output_slot = ctx.tape->slot_of(y);
+  ctx.tape->push(std::move(node));
+  return y;
+}
 
 Linear::Outputs Linear::allocate(Context& ctx, const Inputs& in, const Attrs&) {
   BRAID_CHECK(in.x && in.x.rank() >= 1 && is_floating(in.x.dtype()), name, ": x must be floating [..., in], got ", in.x.dtype(), " ", in.x.shape());

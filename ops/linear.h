@@ -24,7 +24,9 @@ struct Linear {
   struct Saved {
     Tensor x, weight;
   };
-  struct Attrs {};
+  struct Attrs {
+    bool adds_d_x = false;  // backward_cuda adds to d_in.x instead of filling it
+  };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);
   static void backward_cpu(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
@@ -32,5 +34,9 @@ struct Linear {
   static void backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in);
 };
 static_assert(Differentiable<Linear>);
+
+/// apply<Linear>, of one x by several maps: on a GPU the product that makes d_x adds it to what the tape has gathered of x's gradient. A sum of
+/// its own would read and write three times as much, and round twice.
+Tensor linear(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 
 }  // namespace braid

@@ -101,7 +101,7 @@ LinearCrossEntropy::Saved LinearCrossEntropy::forward_cpu(Context& ctx, const In
   const int64_t N = in.x.size(0), V = in.weight.size(0);
   const int64_t* targets = in.targets.data<int64_t>();
   int64_t* prediction = data_or_null<int64_t>(out.prediction);
-  Saved saved{in.x, in.weight, in.targets, Tensor::zeros(ctx, {N}, in.x.dtype()), Tensor::empty(ctx, {}, in.x.dtype())};
+  Saved saved{in.x, in.weight, in.targets, Tensor::zeros(ctx, {N}, in.x.dtype()), Tensor::empty(ctx, {}, in.x.dtype()), {}, {}};
   fill_zero(ctx, out.token_loss);
   dispatch_real(name, in.x.dtype(), [&]<class T>() {
     T* token_loss = out.token_loss.data<T>();

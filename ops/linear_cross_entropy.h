@@ -5,7 +5,8 @@
 //
 // Gradient, with g_n = d_loss / denominator + d_token_loss_n (0 where there is no target) and P = exp(logits − lse):
 //   d_logits_n = g_n · (P_n − onehot(targets_n)),   d_x = d_logits · weight,   d_weight += d_logitsᵀ · x  (added in place)
-// Backward computes the logits of each block again instead of keeping them.
+// Backward computes the logits of each block again instead of keeping them. On a GPU a forward that is recorded makes d_x and d_weight for
+// d_loss = 1 while it has them: three products instead of four. They are what backward uses, scaled, where no gradient of token_loss comes.
 //
 // No more than block_tokens × V logits (and as many of their gradients, in the same place) are held at any time. Tokens without a
 // target cost nothing unless predictions are asked for.
@@ -35,6 +36,8 @@ struct LinearCrossEntropy {
     Tensor x, weight, targets;
     Tensor lse;         // [N], accumulator type; set where there is a target, else 0
     Tensor loss_scale;  // [], accumulator type: 1 / denominator
+    Tensor d_x;         // [N, D], d_weight [V, D] f32: gradients for d_loss = 1, of a forward recorded on a GPU
+    Tensor d_weight;
   };
   struct Attrs {
     double denominator = 0;  // 0: the number of targets, at least 1

@@ -14,12 +14,11 @@ struct StepReport {
   int64_t tokens = 0;  // tokens seen by all ranks since the beginning
   double loss = 0;     // nats per target
   double learning_rate = 0;
-  double grad_norm = 0;  // before clipping
-  double tokens_per_s =
-      0;           // of this step; on a GPU too high (and mfu with it) where the next was not begun: before a validation, a checkpoint, the end
-  double mfu = 0;  // model FLOPs over the device's peak; 0 when either is unknown
+  double grad_norm = 0;      // before clipping
+  double tokens_per_s = 0;   // of this step alone, validation and saving left out; on a GPU by its own clock
+  double mfu = 0;            // model FLOPs over the device's peak; 0 when either is unknown
   int64_t memory_bytes = 0;  // resident memory of the process; on a GPU the most held there at once
-  double time = 0;           // seconds spent training since the beginning, over all resumes
+  double time = 0;           // seconds spent in training steps since the beginning, over all resumes
   bool skipped = false;      // no update was made (NaN or a spike)
   std::optional<double> val_loss;
 };

@@ -20,13 +20,13 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// Documents of 1 token to 4 contexts, most of them short.
-std::shared_ptr<const TokenSource> random_documents(int64_t tokens, int64_t context, int64_t vocab) {
+/// Documents of 1 token to 4 contexts, most of them short; or all of a context.
+std::shared_ptr<const TokenSource> random_documents(int64_t tokens, int64_t context, int64_t vocab, bool equal) {
   Random random(3);
   std::vector<std::vector<int64_t>> documents;
   for (int64_t left = tokens; left > 0;) {
     const double share = random.uniform();
-    const int64_t wanted = 1 + static_cast<int64_t>(share * share * share * 4.0 * static_cast<double>(context));
+    const int64_t wanted = equal ? context : 1 + static_cast<int64_t>(share * share * share * 4.0 * static_cast<double>(context));
     auto& document = documents.emplace_back(std::min(left, wanted));
     for (int64_t& token : document) token = static_cast<int64_t>(random.below(vocab));
     left -= static_cast<int64_t>(document.size());
@@ -47,7 +47,7 @@ std::vector<StepShare> shares_of(Profile& profile) {
 StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenchOptions& o, const std::function<void(const StepReport&)>& on_step) {
   HybridLm model(config);
   initialize(ctx, model, DType::f32, config.initializer_range, 1);
-  const auto data = random_documents(4 * o.batch_tokens, o.context, model.config().vocab_size);
+  const auto data = random_documents(4 * o.batch_tokens, o.context, model.config().vocab_size, o.equal_work);
   DataLoader loader({{data}}, {.batch_tokens = o.batch_tokens, .context = o.context, .seed = 1, .share = {.num_micro_batches = o.micro_batches}});
   TrainOptions train;
   train.schedule = {.kind = ScheduleKind::constant, .peak = 1e-4, .steps = o.steps + (o.profile ? 1 : 0)};
@@ -74,11 +74,13 @@ StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenc
     while (trainer.steps_started() - trainer.steps_done() > trainer.steps_ahead()) finish();
   }
   while (trainer.steps_done() < trainer.steps_started()) finish();
-  if (result.step_ms.size() > 1)
-    result.step_ms.pop_back(), mfu.pop_back();  // nothing was started after the last: its time is only what was left of it
-  result.median_ms = median(std::vector<double>(result.step_ms.begin() + result.step_ms.size() / 3, result.step_ms.end()));
+  const size_t settling = result.step_ms.size() > 1 ? std::max<size_t>(1, result.step_ms.size() / 3) : 0;
+  const std::vector<double> settled(result.step_ms.begin() + settling, result.step_ms.end());
+  result.median_ms = median(settled);
+  result.least_ms = *std::min_element(settled.begin(), settled.end());
+  result.most_ms = *std::max_element(settled.begin(), settled.end());
   result.tokens_per_s = 1e3 * static_cast<double>(o.batch_tokens) / result.median_ms;
-  result.mfu = median(std::vector<double>(mfu.begin() + mfu.size() / 3, mfu.end()));
+  result.mfu = median(std::vector<double>(mfu.begin() + settling, mfu.end()));
   if (!o.profile) return result;
   Profile profile;
   ctx.profile = &profile;

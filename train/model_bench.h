@@ -15,7 +15,8 @@ struct StepBenchOptions {
   RecomputeLevel recompute = RecomputeLevel::none;
   int64_t recompute_layers = -1;
   double peak_flops = 0;
-  bool profile = false;  // one step more, each operator measured
+  bool equal_work = false;  // every document fills a context, so that steps differ in nothing; else lengths are mixed
+  bool profile = false;     // one step more, each operator measured
 };
 
 /// An operator's share of a step.
@@ -26,13 +27,14 @@ struct StepShare {
 };
 
 struct StepBench {
-  std::vector<double> step_ms;  // the first from the start of the step to its end, the others from end to end
-  double median_ms = 0, tokens_per_s = 0, mfu = 0, first_loss = 0, last_loss = 0;
+  std::vector<double> step_ms;                      // of every step
+  double median_ms = 0, least_ms = 0, most_ms = 0;  // of those after the first third
+  double tokens_per_s = 0, mfu = 0, first_loss = 0, last_loss = 0;
   int64_t parameters = 0, peak_bytes = 0;
   std::vector<StepShare> shares;  // largest first
 };
 
-/// Documents of many lengths, packed. `on_step` is told of each step as it ends.
+/// Packed documents of 1 token to 4 contexts, cut at contexts. `on_step` is told of each step as it ends.
 StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenchOptions& options,
                          const std::function<void(const StepReport&)>& on_step);
 

@@ -1,7 +1,6 @@
 #include "train/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -37,8 +36,9 @@ StepReport Trainer::step() {
 }
 
 void Trainer::start_step() {
+  DeviceTransfers& transfers = transfers_of(ctx_.device());
   Pending step;
-  step.start = std::chrono::steady_clock::now();
+  step.begin = transfers.mark(ctx_.stream());
   step.learning_rate = learning_rate(options_.schedule, steps_started());
   const StepBatch batch = source_.next(ctx_);
   step.num_tokens = batch.num_tokens;
@@ -48,6 +48,8 @@ void Trainer::start_step() {
   else decide_on_host(step, loss);
   zero_grads(ctx_, model_);
   if (steps_ahead() == 0) ctx_.synchronize();
+  step.end = transfers.mark(ctx_.stream());
+  if (steps_ahead() > 0) step.read = transfers.read(guard_.raw(), guard_.nbytes(), ctx_.stream());
   pending_.push_back(std::move(step));
 }
 
@@ -82,7 +84,6 @@ void Trainer::decide_on_device(Pending& step, const Tensor& loss) {
     guard_ = from_vector(ctx_, values, {StepGuard::kSize});
   }
   optimizer_.guarded_step(ctx_, step.learning_rate, {options_.max_grad_norm, options_.spike_margin}, loss, guard_);
-  step.read = transfers_of(ctx_.device()).read(guard_.raw(), guard_.nbytes(), ctx_.stream());
 }
 
 StepReport Trainer::finish_step() {
@@ -90,9 +91,7 @@ StepReport Trainer::finish_step() {
   Pending step = std::move(pending_.front());
   pending_.pop_front();
   if (step.read) std::memcpy(&step.result, step.read->wait(), sizeof(StepGuard));
-  const auto now = std::chrono::steady_clock::now();
-  const double seconds = std::chrono::duration<double>(now - std::max(step.start, last_finish_)).count();
-  last_finish_ = now;
+  const double seconds = step.end->ms_since(*step.begin) / 1e3;
   count_step(step, seconds);
 
   StepReport report;

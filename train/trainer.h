@@ -1,6 +1,5 @@
 // One training step, and everything that must survive between two of them.
 #pragma once
-#include <chrono>
 #include <deque>
 #include <optional>
 #include <string>
@@ -80,9 +79,9 @@ class Trainer {
     int64_t num_tokens = 0;
     double flops = 0;  // of all ranks
     double learning_rate = 0;
-    std::chrono::steady_clock::time_point start;
-    StepGuard result;                   // known at once, or
-    std::unique_ptr<PendingRead> read;  // on its way from the GPU
+    std::unique_ptr<Moment> begin, end;  // of its work, where that is done
+    StepGuard result;                    // known at once, or
+    std::unique_ptr<PendingRead> read;   // on its way from the GPU
   };
 
   double flops_of(const StepBatch& batch) const;
@@ -102,7 +101,6 @@ class Trainer {
   State state_;
   std::deque<Pending> pending_;
   Tensor guard_;  // f64 [StepGuard::kSize] on a GPU that decides on its steps; made from state_ when it is undefined
-  std::chrono::steady_clock::time_point last_finish_{};
 };
 
 }  // namespace braid

@@ -8,6 +8,22 @@
 #include "cuda/runtime/convert.h"
 
 namespace braid::cuda {
+namespace {
+
+class StreamMoment final : public Moment {
+ public:
+  explicit StreamMoment(Stream stream) { event_.record(stream); }
+  double ms_since(const Moment& earlier) const override {
+    event_.synchronize();
+    return Event::elapsed_ms(static_cast<const StreamMoment&>(earlier).event_, event_);
+  }
+
+ private:
+  Event event_;
+};
+
+}  // namespace
+
 void* CudaBackend::allocate(size_t bytes, Stream stream) {
   std::lock_guard lock(mutex_);
   if (recording_ && stream.native() == recording_stream_) {
@@ -64,6 +80,8 @@ void CudaBackend::copy(void* to, const void* from, size_t bytes, CopyKind kind, 
                                                               : cudaMemcpyDeviceToDevice;
   check(cudaMemcpyAsync(to, from, bytes, native_kind, native(stream)), "cudaMemcpyAsync");
 }
+
+std::unique_ptr<Moment> CudaBackend::mark(Stream stream) { return std::make_unique<StreamMoment>(stream); }
 
 void CudaBackend::fill(void* to, uint8_t value, size_t bytes, Stream stream) {
   if (bytes) check(cudaMemsetAsync(to, value, bytes, native(stream)), "cudaMemsetAsync");

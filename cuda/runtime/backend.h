@@ -22,6 +22,7 @@ class CudaBackend final : public DeviceBackend, public DeviceTransfers {
   void copy(void* to, const void* from, size_t bytes, CopyKind kind, Stream stream) override;
   void upload(void* to, const void* from, size_t bytes, Stream stream) override { staging_.upload(to, from, bytes, stream); }
   std::unique_ptr<PendingRead> read(const void* from, size_t bytes, Stream stream) override { return staging_.read(from, bytes, stream); }
+  std::unique_ptr<Moment> mark(Stream stream) override;
   void fill(void* to, uint8_t value, size_t bytes, Stream stream) override;
   void convert(void* to, DType to_dtype, const void* from, DType from_dtype, int64_t count, bool add, Stream stream) override;
   void synchronize(Stream stream) override;

@@ -1,6 +1,7 @@
 #include "cuda/device/scalar.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/convert.h"
+#include "cuda/runtime/usable.h"
 
 namespace braid::cuda {
 namespace {
@@ -49,6 +50,13 @@ void launch_convert(void* to, DType to_dtype, const void* from, DType from_dtype
       launch(stream, "convert", &convert_kernel<decltype(to_type), decltype(from_type)>, config, ConvertParams{to, from, count, add});
     });
   });
+}
+
+bool has_code_for(int index) {
+  cudaFuncAttributes attributes;
+  const bool found = cudaSetDevice(index) == cudaSuccess && cudaFuncGetAttributes(&attributes, convert_kernel<float, float>) == cudaSuccess;
+  cudaGetLastError();
+  return found;
 }
 
 }  // namespace braid::cuda

@@ -6,6 +6,7 @@
 #include "cuda/runtime/backend.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/memory.h"
+#include "cuda/runtime/usable.h"
 
 namespace braid::cuda {
 
@@ -17,6 +18,8 @@ int num_devices() {
   }
   return count;
 }
+
+bool has_usable_device() { return has_code_for(0); }
 
 const DeviceFacts& facts(int index) {
   static std::mutex mutex;
@@ -35,7 +38,10 @@ const DeviceFacts& facts(int index) {
 }
 
 Context make_context(int index) {
-  facts(index);  // throws when there is no such device
+  const DeviceFacts& device = facts(index);  // throws when there is no such device
+  BRAID_CHECK(has_code_for(index), "cuda:", index, " (", device.name, "): this build has no code for its compute capability ",
+              device.compute_capability / 10, ".", device.compute_capability % 10,
+              "; configure with -DBRAID_CUDA_ARCHITECTURES=", device.compute_capability);
   check(cudaSetDevice(index), "cudaSetDevice");
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");

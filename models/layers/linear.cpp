@@ -10,7 +10,7 @@ LinearLayer::LinearLayer(const std::string& name, int64_t in, int64_t out, bool 
 }
 
 Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
-  return apply<Linear>(ctx, {x, weight.use(ctx), has_bias_ ? bias.use(ctx) : Tensor{}}).y;
+  return linear(ctx, x, weight.use(ctx), has_bias_ ? bias.use(ctx) : Tensor{});
 }
 
 }  // namespace braid

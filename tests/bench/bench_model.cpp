@@ -1,8 +1,12 @@
 // braid_bench_model: training steps and decoding of a preset on a GPU. Needs no Boost.
-#include <chrono>
+#include <time.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
+#include <sstream>
 #include <string>
 
 #include "core/error.h"
@@ -15,13 +19,14 @@ namespace {
 
 constexpr char kUsage[] =
     "braid_bench_model --model PRESET [--steps N] [--batch-tokens N] [--context N] [--micro N] [--recompute none|mlp|block] [--recompute-layers N]\n"
-    "                  [--f32] [--profile] [--memory] [--decode N] [--prompt N] [--peak TFLOPS]\n";
+    "                  [--equal] [--f32] [--profile] [--memory] [--row] [--decode N] [--prompt N] [--peak TFLOPS]\n"
+    "--equal: every document fills a context; --row: one line for a table\n";
 
 struct Options {
   std::string model;
   braid::StepBenchOptions step{.peak_flops = 803e12};
   int64_t decode = 0, prompt = 100;
-  bool memory = false;
+  bool memory = false, row = false;
 };
 
 Options parse(int argc, char** argv) {
@@ -44,6 +49,8 @@ Options parse(int argc, char** argv) {
     else if (name == "--f32") o.step.dtype = braid::DType::f32;
     else if (name == "--profile") o.step.profile = true;
     else if (name == "--memory") o.memory = true;
+    else if (name == "--equal") o.step.equal_work = true;
+    else if (name == "--row") o.row = true;
     else if (name == "--recompute") {
       const std::string level = value();
       o.step.recompute = level == "block" ? braid::RecomputeLevel::block : level == "mlp" ? braid::RecomputeLevel::mlp : braid::RecomputeLevel::none;
@@ -53,40 +60,69 @@ Options parse(int argc, char** argv) {
   return o;
 }
 
-void print_training(braid::Context& ctx, const Options& o, std::chrono::steady_clock::time_point start) {
-  const auto on_step = [&](const braid::StepReport& report) {
-    if (report.step == 1)
-      std::printf("first step done %.2f s after the start of the program\n",
-                  std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  };
-  const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, on_step);
-  std::printf("%s: %.0fM parameters, %lld tokens, context %lld: %.1f ms a step, %.0f tokens/s, MFU %.1f %%, %.1f GB, loss %.4f to %.4f\n",
-              o.model.c_str(), static_cast<double>(bench.parameters) / 1e6, static_cast<long long>(o.step.batch_tokens),
-              static_cast<long long>(o.step.context), bench.median_ms, bench.tokens_per_s, 100 * bench.mfu,
-              static_cast<double>(bench.peak_bytes) / 1e9, bench.first_loss, bench.last_loss);
-  std::printf("steps, ms:");
-  for (double ms : bench.step_ms) std::printf(" %.1f", ms);
-  std::printf("\n");
+/// Since the system started this process; what happened before main is counted.
+double seconds_since_process_start() {
+  std::ifstream file("/proc/self/stat");
+  std::string text;
+  std::getline(file, text);
+  std::istringstream fields(text.substr(text.rfind(')') + 1));  // from the third field on
+  std::string field;
+  for (int i = 3; i <= 22; ++i) fields >> field;
+  timespec now = {};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) - std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+void print_memory() {
+  for (const auto& held : braid::cuda::memory_held_at_peak())
+    std::printf("  %-28s %8.3f GB\n", held.owner.c_str(), static_cast<double>(held.bytes) / 1e9);
+}
+
+void print_profile(const braid::StepBench& bench) {
   double total = 0;
   for (const auto& share : bench.shares) total += share.forward_ms + share.backward_ms;
   for (const auto& share : bench.shares)
     std::printf("  %-24s %6lld calls %9.2f + %9.2f ms %5.1f %%\n", share.op.c_str(), static_cast<long long>(share.num_calls), share.forward_ms,
                 share.backward_ms, 100 * (share.forward_ms + share.backward_ms) / total);
-  if (!bench.shares.empty()) std::printf("  %-24s %34.2f ms\n", "all operators", total);
-  if (!o.memory) return;
-  for (const auto& held : braid::cuda::memory_held_at_peak())
-    std::printf("  %-28s %8.3f GB\n", held.owner.c_str(), static_cast<double>(held.bytes) / 1e9);
+  std::printf("  %-24s %34.2f ms\n", "all operators", total);
+}
+
+const char* name_of(braid::RecomputeLevel level) {
+  return level == braid::RecomputeLevel::none ? "none" : level == braid::RecomputeLevel::mlp ? "mlp" : "block";
+}
+
+constexpr char kHeader[] =
+    "model               micro recompute documents   ms: median   least    most   first  first/median  tokens/s    MFU  peak GB  first done s";
+
+void print_training(braid::Context& ctx, const Options& o) {
+  double first_done = 0;
+  const auto on_step = [&](const braid::StepReport& report) {
+    if (report.step == 1) first_done = seconds_since_process_start();
+  };
+  const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, on_step);
+  if (!o.row) std::printf("%s\n", kHeader);
+  std::printf("%-19s %5lld %-9s %-9s %13.1f %7.1f %7.1f %7.1f %13.2f %9.0f %5.1f%% %8.1f %13.2f\n", o.model.c_str(),
+              static_cast<long long>(o.step.micro_batches), name_of(o.step.recompute), o.step.equal_work ? "equal" : "mixed", bench.median_ms,
+              bench.least_ms, bench.most_ms, bench.step_ms[0], bench.step_ms[0] / bench.median_ms, bench.tokens_per_s, 100 * bench.mfu,
+              static_cast<double>(bench.peak_bytes) / 1e9, first_done);
+  if (!o.row) {
+    std::printf("%.0fM parameters, %lld tokens a step, context %lld, loss %.4f to %.4f; steps, ms:", static_cast<double>(bench.parameters) / 1e6,
+                static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context), bench.first_loss, bench.last_loss);
+    for (double ms : bench.step_ms) std::printf(" %.1f", ms);
+    std::printf("\n");
+  }
+  if (o.step.profile) print_profile(bench);
+  if (o.memory) print_memory();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto start = std::chrono::steady_clock::now();
   try {
     const Options o = parse(argc, argv);
     if (o.step.profile) ::setenv("CUDA_LAUNCH_BLOCKING", "1", 1);  // operators are timed on the host
     braid::Context ctx = braid::cuda::make_context();
-    if (o.step.steps > 0) print_training(ctx, o, start);
+    if (o.step.steps > 0) print_training(ctx, o);
     if (o.decode > 0) {
       const braid::DecodeBench bench = braid::bench_decoding(ctx, braid::preset(o.model), o.step.dtype, o.prompt, o.decode);
       std::printf("%s: decoding after %lld tokens: prompt %.1f ms, first token %.1f ms, then %.3f ms a token (%s), state %.1f MB\n", o.model.c_str(),

@@ -1,5 +1,4 @@
 // Every mistake of a user: one line on stderr, exit status 2, nothing written.
-#include "autograd/operator.h"
 #include "io/safetensors.h"
 #include "io/token_dataset.h"
 #include "tests/end_to_end/braid_program.h"
@@ -40,7 +39,8 @@ TEST(BadInput, OptionsAndNames) {
   expect_refused({"eval", "--model", "d.h5", "--task", "ruler"}, space, "ruler");
   expect_refused({"generate", "--model", "nowhere", "--prompt", "x"}, space, "nowhere");
   expect_refused({"check", "none.safetensors"}, space, "none.safetensors");
-  if (!kWithCuda) expect_refused(train_words("RUN", {"--device", "cuda"}), space, "--device");
+  expect_refused(train_words("RUN", {"--device", "cuda"}), space, "--device");  // the tests hide every GPU
+  expect_refused({"study", "--preset", "smoke", "--text", "text.txt", "--out", "R", "--device", "cuda"}, space, "--device");
 }
 
 TEST(BadInput, DataSets) {

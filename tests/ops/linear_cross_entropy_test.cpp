@@ -47,6 +47,44 @@ std::vector<OpCase<LinearCrossEntropy>> cases() {
 }
 const bool kLaws = register_laws<LinearCrossEntropy>("LinearCrossEntropy", cases());
 
+#ifdef BRAID_WITH_CUDA
+/// Gradients of the loss where none comes to the tokens' own losses: on a GPU they are made in forward.
+LinearCrossEntropy::Inputs gradients_of_loss(Context& ctx, LinearCrossEntropy::Inputs in, const LinearCrossEntropy::Attrs& attrs) {
+  Tape tape;
+  WithTape recording(ctx, &tape);
+  in.x = tape.leaf(in.x);
+  in.weight = tape.leaf(in.weight);
+  const Tensor loss = apply<LinearCrossEntropy>(ctx, in, attrs).loss;
+  tape.backward(ctx, loss, converted(ctx, from_vector<float>(ctx, {1.7f}, {}), loss.dtype()));
+  return {tape.grad(in.x), tape.grad(in.weight), {}};
+}
+
+void law_loss_alone(const Setting& setting, DType dtype) {
+  if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
+  const int64_t damaged_before = num_damaged_storages();
+  {
+    Context host(0), gpu = cuda::make_context();
+    gpu.guarded_allocations = true;
+    Random random(7);
+    const LinearCrossEntropy::Inputs rounded = in_dtype<LinearCrossEntropy>(host, inputs_of(host, random, setting), dtype, {});
+    const auto oracle = gradients_of_loss(host, in_dtype<LinearCrossEntropy>(host, rounded, DType::f64, {}), setting.attrs);
+    const auto in = on_device(gpu, rounded);
+    const auto gradients = gradients_of_loss(gpu, in, setting.attrs), again = gradients_of_loss(gpu, in, setting.attrs);
+    expect_close_on_cuda(gpu, gradients, oracle, dtype, true);
+    EXPECT_TRUE(same_bits(gpu, gradients.x, again.x) && same_bits(gpu, gradients.weight, again.weight));
+  }
+  EXPECT_EQ(num_damaged_storages(), damaged_before) << "bytes outside an allocation were written";
+}
+
+const bool kLossAlone = [] {
+  for (const auto& [name, setting] : kSettings)
+    for (DType dtype : {DType::f32, DType::bf16})
+      register_law("LinearCrossEntropy", name + "_loss_alone_cuda_" + std::string(to_string(dtype)),
+                   [setting = setting, dtype] { law_loss_alone(setting, dtype); });
+  return true;
+}();
+#endif
+
 /// All logits of one token.
 std::vector<double> logits_of(const LinearCrossEntropy::Inputs& in, int64_t n) {
   const int64_t D = in.x.size(1), V = in.weight.size(0);

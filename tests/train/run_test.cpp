@@ -102,6 +102,25 @@ bool in_child(int64_t microseconds, Body&& body) {
   return WIFSIGNALED(status);
 }
 
+TEST(Run, ValidationAndSavingAreNoPartOfAStepsTime) {
+  const TemporaryDirectory directory;
+  RunOptions options = in(directory.path());
+  options.val_every = 2;
+  options.validate = [] {
+    ::usleep(200'000);
+    return 1.0;
+  };
+  Notes notes;
+  int64_t num_validated = 0;
+  notes.at_step = [&](const StepReport& report) {
+    EXPECT_LT(32 / report.tokens_per_s, 0.1) << "step " << report.step;
+    EXPECT_LT(report.time, 0.2) << "step " << report.step;
+    num_validated += report.val_loss ? 1 : 0;
+  };
+  run(options, 6, notes);
+  EXPECT_EQ(num_validated, 3);
+}
+
 TEST(Run, KilledAnywhereItEndsWithTheSameBits) {
   const TemporaryDirectory whole, broken;
   const Result want = run(in(whole.path()), 60);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <barrier>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -184,6 +185,27 @@ TEST(Trainer, SkipsSpikesAndStopsAfterTooMany) {
   const std::string message = error_of([&] { trainer.step(); });
   EXPECT_NE(message.find("3 steps in a row"), std::string::npos) << message;
   EXPECT_EQ(model.values(ctx), before);
+}
+
+double seconds_of(const StepReport& report, int64_t batch_tokens) { return static_cast<double>(batch_tokens) / report.tokens_per_s; }
+
+TEST(Trainer, AStepsTimeIsItsOwn) {
+  constexpr auto kPause = std::chrono::milliseconds(300);
+  constexpr int64_t kTokens = 32;
+  Context ctx;
+  TinyModel model(ctx, kVocab, 8);
+  DataLoader data = loader(kTokens);
+  Trainer trainer(ctx, model, model.score(), data, options(4));
+  trainer.start_step();
+  trainer.start_step();
+  std::this_thread::sleep_for(kPause);  // both are begun, neither is waited for yet
+  EXPECT_LT(seconds_of(trainer.finish_step(), kTokens), 0.1);
+  std::this_thread::sleep_for(kPause);
+  trainer.start_step();
+  EXPECT_LT(seconds_of(trainer.finish_step(), kTokens), 0.1);
+  const StepReport last = trainer.finish_step();
+  EXPECT_LT(seconds_of(last, kTokens), 0.1);
+  EXPECT_LT(last.time, 0.3);
 }
 
 TEST(Trainer, ResumesBitForBit) {

@@ -159,7 +159,7 @@ int run_bench(const Arguments& arguments) {
   if (!options.parse(arguments)) return kDone;
   require_writable_file("--json", o.json);
   BRAID_CHECK(o.batch_tokens % o.context == 0, "--batch-tokens must be a multiple of --context ", o.context, ", got ", o.batch_tokens);
-  Context ctx = make_context(o.device);
+  Context ctx = make_context(o.device, DType::f32);
   if (!o.model.empty()) preset(o.model);
 #ifdef BRAID_WITH_CUDA
   if (!ctx.on_cpu()) {

@@ -94,8 +94,8 @@ int run_eval(const Arguments& arguments) {
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
   check(o);
-  Context ctx = make_context(o.device);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype);
+  Context ctx = make_context(o.device, dtype);
   const auto model = load_named_model(ctx, "--model", o.model, accumulator(dtype));
   if (dtype == DType::bf16) set_compute_dtype(ctx, *model, dtype);
   const Json result = o.task == "ppl" ? perplexity(ctx, *model, o) : recall(ctx, *model, o);

@@ -70,8 +70,8 @@ int run_forward(const Arguments& arguments) {
   require_path("--model", o.model);
   require_file("--tokens", o.tokens);
   require_writable_file("--out", o.out);
-  Context ctx = make_context(o.device);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype), out_dtype = accumulator(dtype);
+  Context ctx = make_context(o.device, dtype);
   const auto model = load_named_model(ctx, "--model", o.model, out_dtype);
   if (dtype == DType::bf16) set_compute_dtype(ctx, *model, dtype);
   const TokenFile input = read_tokens(o.tokens, model->config().vocab_size);

@@ -88,8 +88,8 @@ int run_generate(const Arguments& arguments) {
   const auto tokenizer = make_tokenizer(o.tokenizer);
   const std::vector<int64_t> prompt = tokenizer->encode(o.prompt);
   BRAID_CHECK(!prompt.empty(), "--prompt must have at least one token, got none");
-  Context ctx = make_context(o.device);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype);
+  Context ctx = make_context(o.device, dtype);
   const auto model = load_named_model(ctx, "--model", o.model, accumulator(dtype));
   if (dtype == DType::bf16) set_compute_dtype(ctx, *model, dtype);
   BRAID_CHECK(tokenizer->vocab_size() <= model->config().vocab_size, "--tokenizer must have at most ", model->config().vocab_size,

@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "cuda/runtime/runtime.h"
+#include "cuda/runtime/usable.h"
 
 namespace braid::cli {
 namespace po = boost::program_options;
@@ -162,7 +163,7 @@ void Options::list(const std::string& name, const std::string& help, std::vector
 }
 
 void Options::device(DeviceOptions& to) {
-  choice("device", "where to compute (default: cpu)", to.device, {"cpu", "cuda"});
+  choice("device", "where to compute (default: cuda if there is one, and for f64 cpu)", to.device, {"cpu", "cuda"});
   integer("threads", "threads on the CPU; 0: one per core", to.threads, 0, 4096);
 }
 
@@ -213,13 +214,12 @@ bool Options::parse(const std::vector<std::string>& arguments) {
   return true;
 }
 
-Context make_context(const DeviceOptions& options) {
-  // On a GPU only when asked: commands that compute in f64 by default have no kernels for it.
+Context make_context(const DeviceOptions& options, [[maybe_unused]] DType dtype) {
 #ifdef BRAID_WITH_CUDA
-  if (options.device == "cuda") {
-    BRAID_CHECK(cuda::num_devices() > 0, "--device must be cpu on this machine, which has no CUDA device, got cuda");
-    return cuda::make_context(0);
-  }
+  const bool usable = options.device != "cpu" && cuda::has_usable_device();
+  BRAID_CHECK(options.device != "cuda" || usable,
+              "--device must be cpu on this machine, which has no CUDA device that this build has code for, got cuda");
+  if (options.device == "cuda" || (usable && dtype != DType::f64)) return cuda::make_context(0);
 #else
   BRAID_CHECK(options.device != "cuda", "--device must be cpu in this build, which was made without CUDA, got cuda");
 #endif

@@ -12,12 +12,13 @@ namespace braid::cli {
 
 /// The two options every computing command has.
 struct DeviceOptions {
-  std::string device;   // "cpu" or "cuda"; empty: cpu
+  std::string device;   // "cpu" or "cuda"; empty: cuda if there is one
   int64_t threads = 0;  // 0: one per usable core
 };
 
-/// The context the user asked for. Throws Error, naming --device, when this build or machine has no such device.
-Context make_context(const DeviceOptions& options);
+/// The context the user asked for, or the best there is for what is computed in `dtype`: without --device a GPU that this build has code for,
+/// else, and for f64, which the kernels do not know, the CPU. Throws Error, naming --device, when this build or machine has no such device.
+Context make_context(const DeviceOptions& options, DType dtype);
 
 /// Options bound to variables; a variable's value at declaration is its default. Every mistake of the user is an Error of one line
 /// that names the option, what was expected and what was given. Values are read independently of the locale.

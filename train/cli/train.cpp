@@ -283,7 +283,7 @@ int run_train(const Arguments& arguments) {
 #ifdef BRAID_WITH_MPI
   if (o.device.device.empty() && started_by_mpi()) o.device.device = "cpu";  // ranks exchange tensors of the CPU
 #endif
-  Context ctx = make_context(o.device);
+  Context ctx = make_context(o.device, DType::f32);
   const std::unique_ptr<Communicator> ranks = make_ranks(o, ctx);
   const BatchShare share = batch_share(o, *ranks);
   const bool is_first = ranks->rank() == 0;

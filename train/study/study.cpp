@@ -66,8 +66,14 @@ TrainOptions train_options(int64_t steps, double learning_rate) {
 class PointRun {
  public:
   using Say = std::function<void(const std::string&)>;
-  PointRun(const StudyOptions& options, const StudyText& text, const RecallTask& task, const GridPoint& point, Say say)
-      : options_(options), text_(text), task_(task), point_(point), say_(std::move(say)), config_(study_model(options, point.family, point.ratio)) {}
+  PointRun(const StudyOptions& options, const StudyText& text, const RecallTask& task, const GridPoint& point, Say say, const StudyDevice& device)
+      : options_(options),
+        text_(text),
+        task_(task),
+        point_(point),
+        say_(std::move(say)),
+        make_context_(device ? device : [] { return Context(1); }),
+        config_(study_model(options, point.family, point.ratio)) {}
 
   std::optional<StudyRun> run() {
     StudyRun result;
@@ -85,7 +91,7 @@ class PointRun {
 
  private:
   bool learn_recall(StudyRun& result) {
-    Context ctx(1);
+    Context ctx = make_context_();
     HybridLm model(config_);
     initialize(ctx, model, DType::f32, config_.initializer_range, static_cast<uint64_t>(point_.seed));
     RecallSource source(task_, options_.recall_examples);
@@ -100,7 +106,7 @@ class PointRun {
   }
 
   bool learn_text(StudyRun& result) {
-    Context ctx(1);
+    Context ctx = make_context_();
     HybridLm model(config_);
     initialize(ctx, model, DType::f32, config_.initializer_range, static_cast<uint64_t>(point_.seed));
     DataLoader loader(
@@ -133,13 +139,14 @@ class PointRun {
   const RecallTask& task_;
   const GridPoint& point_;
   Say say_;
+  StudyDevice make_context_;
   ModelConfig config_;
   double scoring_seconds_ = 0;
 };
 
 }  // namespace
 
-StudyResult run_study(const StudyOptions& options, const StudyText& text, const StudyObserver& observer) {
+StudyResult run_study(const StudyOptions& options, const StudyText& text, const StudyObserver& observer, const StudyDevice& device) {
   check_study(options);
   const std::vector<GridPoint> grid = grid_of(options);
   const std::unique_ptr<RecallTask> task = make_associative_recall(options.recall, 1);
@@ -161,7 +168,7 @@ StudyResult run_study(const StudyOptions& options, const StudyText& text, const 
   const auto work = [&] {
     try {
       for (size_t i = next.fetch_add(1); i < grid.size() && !interrupted(); i = next.fetch_add(1)) {
-        std::optional<StudyRun> run = PointRun(options, text, *task, grid[i], say).run();
+        std::optional<StudyRun> run = PointRun(options, text, *task, grid[i], say, device).run();
         std::lock_guard lock(mutex);
         runs[i] = std::move(run);
         gather();

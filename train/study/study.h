@@ -94,7 +94,11 @@ struct StudyObserver {
   std::function<void(const StudyResult&)> on_run;  // the finished runs so far
 };
 
-/// Trains and scores the whole grid. Stops early, with the runs that are done, when interrupted().
-StudyResult run_study(const StudyOptions& options, const StudyText& text, const StudyObserver& observer);
+/// Where a run of a study is trained: called by each thread for each of its models.
+using StudyDevice = std::function<Context()>;
+
+/// Trains and scores the whole grid, on one CPU thread a run where no `device` is given. Stops early, with the runs that are done, when
+/// interrupted().
+StudyResult run_study(const StudyOptions& options, const StudyText& text, const StudyObserver& observer, const StudyDevice& device = {});
 
 }  // namespace braid

@@ -17,9 +17,9 @@ Linear::Saved Linear::forward_cuda(Context& ctx, const Inputs& in, const Attrs&,
   return {in.x, in.weight};
 }
 
-void Linear::backward_cuda(Context& ctx, const Saved& saved, const Attrs&, const Outputs& d_out, Inputs& d_in) {
+void Linear::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
   const int64_t rows = cuda::num_rows(saved.x), width_out = saved.weight.size(0), width_in = saved.weight.size(1);
-  if (d_in.x) cuda::multiply(ctx, {.m = rows, .n = width_in, .k = width_out}, d_out.y, saved.weight, d_in.x);
+  if (d_in.x) cuda::multiply(ctx, {.add = attrs.adds_d_x, .m = rows, .n = width_in, .k = width_out}, d_out.y, saved.weight, d_in.x);
   if (d_in.weight) cuda::multiply(ctx, {.transpose_a = true, .add = true, .m = width_out, .n = width_in, .k = rows}, d_out.y, saved.x, d_in.weight);
   if (d_in.bias) cuda::sum_rows(ctx, d_out.y, d_in.bias);
 }

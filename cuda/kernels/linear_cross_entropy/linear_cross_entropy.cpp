@@ -27,29 +27,58 @@ Tensor product_rows(Context& ctx, const Tensor& tensor, int64_t begin, int64_t e
   return copy;
 }
 
+/// d_x of a block, and what it adds to d_weight; either may be unwanted.
+void multiply_gradients(Context& ctx, const Tensor& d_logits, const Tensor& x, const Tensor& weight, const Tensor& d_x, const Tensor& d_weight,
+                        bool add) {
+  const int64_t rows = x.size(0), D = x.size(1), V = weight.size(0);
+  if (d_weight) cuda::multiply(ctx, {.transpose_a = true, .add = add, .m = V, .n = D, .k = rows}, d_logits, x, d_weight);
+  if (!d_x) return;
+  const Tensor target = aligned_for_products(d_x) ? d_x : Tensor::empty(ctx, d_x.shape(), d_x.dtype());
+  cuda::multiply(ctx, {.m = rows, .n = D, .k = V}, d_logits, weight, target);
+  if (target.raw() != d_x.raw()) copy_into(ctx, d_x, target);
+}
+
 }  // namespace
 
 LinearCrossEntropy::Saved LinearCrossEntropy::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   cuda::require_kernel_dtype(name, in.x.dtype());
   const int64_t N = in.x.size(0), D = in.x.size(1), V = in.weight.size(0), block = block_rows(attrs, N, V);
-  Saved saved{in.x, in.weight, in.targets, Tensor::empty(ctx, {N}, DType::f32), Tensor::empty(ctx, {}, DType::f32)};
+  const DType dtype = in.x.dtype();
+  Saved saved{in.x, in.weight, in.targets, Tensor::empty(ctx, {N}, DType::f32), Tensor::empty(ctx, {}, DType::f32), {}, {}};
+  cuda::launch_loss_scale(ctx, in.targets, attrs.denominator, saved.loss_scale);
+  const bool with_gradients = ctx.tape && N > 0;
+  if (with_gradients) {
+    saved.d_x = Tensor::empty(ctx, in.x.shape(), dtype);
+    saved.d_weight = Tensor::empty(ctx, in.weight.shape(), DType::f32);
+  }
   const Tensor logits = Tensor::empty(ctx, {block, V}, DType::f32);
+  const Tensor d_logits = !with_gradients || dtype == DType::f32 ? logits : Tensor::empty(ctx, {block, V}, dtype);
   for (int64_t begin = 0; begin < N; begin += block) {
     const int64_t rows = std::min(block, N - begin);
-    cuda::multiply(ctx, {.transpose_b = true, .m = rows, .n = V, .k = D}, product_rows(ctx, in.x, begin, begin + rows), in.weight, logits);
-    cuda::launch_losses(ctx, {.logits = logits.data<float>(),
-                              .targets = in.targets.data<int64_t>() + begin,
-                              .token_loss = out.token_loss.data<float>() + begin,
-                              .prediction = out.prediction ? out.prediction.data<int64_t>() + begin : nullptr,
-                              .lse = saved.lse.data<float>() + begin,
-                              .rows = rows,
-                              .V = V});
+    const Tensor x = product_rows(ctx, in.x, begin, begin + rows);
+    cuda::multiply(ctx, {.transpose_b = true, .m = rows, .n = V, .k = D}, x, in.weight, logits);
+    const cuda::LossRows block_rows{.logits = logits.data<float>(),
+                                    .targets = in.targets.data<int64_t>() + begin,
+                                    .token_loss = out.token_loss.data<float>() + begin,
+                                    .prediction = out.prediction ? out.prediction.data<int64_t>() + begin : nullptr,
+                                    .lse = saved.lse.data<float>() + begin,
+                                    .rows = rows,
+                                    .V = V};
+    cuda::launch_losses(ctx, block_rows);
+    if (!with_gradients) continue;
+    cuda::launch_loss_gradients(ctx, block_rows, {.scale = saved.loss_scale.data<float>(), .d_logits = d_logits.raw(), .dtype = dtype});
+    multiply_gradients(ctx, d_logits, x, in.weight, saved.d_x.slice(0, begin, begin + rows), saved.d_weight, begin > 0);
   }
-  cuda::launch_total_loss(ctx, out.token_loss, in.targets, attrs.denominator, out.loss, saved.loss_scale);
+  cuda::launch_total_loss(ctx, out.token_loss, in.targets, attrs.denominator, out.loss);
   return saved;
 }
 
 void LinearCrossEntropy::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
+  if (saved.d_x && d_out.loss && !d_out.token_loss) {
+    if (d_in.x) cuda::launch_scaled(ctx, d_in.x, saved.d_x, d_out.loss, false);
+    if (d_in.weight) cuda::launch_scaled(ctx, d_in.weight, saved.d_weight, d_out.loss, true);
+    return;
+  }
   const int64_t N = saved.x.size(0), D = saved.x.size(1), V = saved.weight.size(0), block = block_rows(attrs, N, V);
   const DType dtype = saved.x.dtype();
   const Tensor logits = Tensor::empty(ctx, {block, V}, DType::f32);
@@ -65,16 +94,11 @@ void LinearCrossEntropy::backward_cuda(Context& ctx, const Saved& saved, const A
                                  .rows = rows,
                                  .V = V},
                                 {.d_loss = cuda::address_of<float>(d_out.loss),
-                                 .scale = saved.loss_scale.data<float>(),
+                                 .scale = d_out.loss ? saved.loss_scale.data<float>() : nullptr,
                                  .d_token_loss = d_out.token_loss ? d_out.token_loss.data<float>() + begin : nullptr,
                                  .d_logits = d_logits.raw(),
                                  .dtype = dtype});
-    if (d_in.weight) cuda::multiply(ctx, {.transpose_a = true, .add = true, .m = V, .n = D, .k = rows}, d_logits, x, d_in.weight);
-    if (!d_in.x) continue;
-    const Tensor d_x = d_in.x.slice(0, begin, begin + rows);
-    const Tensor target = aligned_for_products(d_x) ? d_x : Tensor::empty(ctx, d_x.shape(), dtype);
-    cuda::multiply(ctx, {.m = rows, .n = D, .k = V}, d_logits, saved.weight, target);
-    if (target.raw() != d_x.raw()) copy_into(ctx, d_x, target);
+    multiply_gradients(ctx, d_logits, x, saved.weight, d_in.x ? d_in.x.slice(0, begin, begin + rows) : Tensor{}, d_in.weight, true);
   }
 }
 

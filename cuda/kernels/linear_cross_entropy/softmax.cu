@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(GradientParams p) {
   const int64_t row = blockIdx.x, V = p.rows.V, target = p.rows.targets[row];
   const float* logits = p.rows.logits + row * V;
   T* d_logits = static_cast<T*>(p.to.d_logits) + row * V;
-  const float g = (p.to.d_loss ? *p.to.d_loss * *p.to.scale : 0.0f) + (p.to.d_token_loss ? p.to.d_token_loss[row] : 0.0f);
+  const float g = (p.to.scale ? *p.to.scale * (p.to.d_loss ? *p.to.d_loss : 1.0f) : 0.0f) + (p.to.d_token_loss ? p.to.d_token_loss[row] : 0.0f);
   const float lse = p.rows.lse[row];
   constexpr int64_t kStep = kThreads * width;
   for (int64_t first = threadIdx.x * width; first < V; first += kAhead * kStep) {
@@ -117,7 +117,6 @@ struct TotalParams {
   const float* token_loss;  // [N]
   const int64_t* targets;   // [N]
   float* loss;              // []
-  float* scale;             // []
   int64_t N;
   double denominator;
 };
@@ -143,7 +142,6 @@ __global__ void __launch_bounds__(kTotalThreads) total_kernel(TotalParams p) {
   if (threadIdx.x != 0) return;
   const double denominator = p.denominator != 0 ? p.denominator : static_cast<double>(counts[0] > 1 ? counts[0] : 1);
   *p.loss = static_cast<float>(sums[0] / denominator);
-  *p.scale = static_cast<float>(1 / denominator);
 }
 
 }  // namespace
@@ -161,8 +159,8 @@ void launch_loss_gradients(Context& ctx, const LossRows& rows, const LossGradien
          GradientParams{rows, gradient});
 }
 
-void launch_total_loss(Context& ctx, const Tensor& token_loss, const Tensor& targets, double denominator, const Tensor& loss, const Tensor& scale) {
-  const TotalParams params{token_loss.data<float>(), targets.data<int64_t>(), loss.data<float>(), scale.data<float>(), targets.numel(), denominator};
+void launch_total_loss(Context& ctx, const Tensor& token_loss, const Tensor& targets, double denominator, const Tensor& loss) {
+  const TotalParams params{token_loss.data<float>(), targets.data<int64_t>(), loss.data<float>(), targets.numel(), denominator};
   launch(ctx.stream(), "linear_cross_entropy_total", &total_kernel, {.grid = 1, .block = kTotalThreads}, params);
 }
 

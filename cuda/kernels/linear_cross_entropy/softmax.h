@@ -16,18 +16,23 @@ struct LossRows {
 /// Losses, lse and predictions of a block.
 void launch_losses(Context& ctx, const LossRows& rows);
 
-/// loss = Σ token_loss / denominator (0: the number of targets, at least 1) and scale = 1 / denominator, summed in double in a fixed order.
-void launch_total_loss(Context& ctx, const Tensor& token_loss, const Tensor& targets, double denominator, const Tensor& loss, const Tensor& scale);
+/// loss = Σ token_loss / denominator (0: the number of targets, at least 1), summed in double in a fixed order.
+void launch_total_loss(Context& ctx, const Tensor& token_loss, const Tensor& targets, double denominator, const Tensor& loss);
+/// scale = 1 / denominator.
+void launch_loss_scale(Context& ctx, const Tensor& targets, double denominator, const Tensor& scale);
 
 /// d_logits = g (exp(logits − lse) − onehot(target)), g = d_loss · scale + d_token_loss; zero without a target. d_logits [rows, V] may be the
 /// logits themselves.
 struct LossGradient {
-  const float* d_loss = nullptr;        // [] or null
-  const float* scale = nullptr;         // []
+  const float* d_loss = nullptr;        // []; null: 1
+  const float* scale = nullptr;         // []; null: no gradient of the loss
   const float* d_token_loss = nullptr;  // [rows] or null
   void* d_logits = nullptr;
   DType dtype = DType::f32;  // bf16 or f32
 };
 void launch_loss_gradients(Context& ctx, const LossRows& rows, const LossGradient& gradient);
+
+/// to = factor · from, or to += factor · from; one dtype, bf16 (not added to) or f32; factor f32 [].
+void launch_scaled(Context& ctx, const Tensor& to, const Tensor& from, const Tensor& factor, bool add);
 
 }  // namespace braid::cuda
