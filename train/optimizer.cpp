@@ -128,7 +128,7 @@ void AdamW::step_on_host(Context& ctx, const AdamWStep& step) const {
   Context host(Stream{}, ctx.pool());
   const auto fetched = [&](const Tensor& tensor) {
     if (!tensor) return tensor;
-    const Tensor local = Tensor::empty(host, tensor.shape(), tensor.dtype());
+    Tensor local = Tensor::empty(host, tensor.shape(), tensor.dtype());
     copy_into(ctx, local, tensor);
     return local;
   };

@@ -114,7 +114,7 @@ Tensor Trainer::accumulate_gradients(const StepBatch& batch) {
   options.denominator = static_cast<double>(std::max<int64_t>(1, batch.num_targets));
   options.recompute = options_.recompute;
   options.recompute_layers = options_.recompute_layers;
-  const Tensor total = Tensor::zeros(ctx_, {}, DType::f64);
+  Tensor total = Tensor::zeros(ctx_, {}, DType::f64);
   for (const Batch& micro_batch : batch.micro_batches) {
     Tape tape;
     LossOutput output;

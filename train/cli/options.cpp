@@ -40,7 +40,7 @@ std::string shown(T value) {
 }
 
 template <class T>
-std::string with_range(std::string what, T min, T max) {
+std::string with_range(const std::string& what, T min, T max) {
   const bool low = min > std::numeric_limits<T>::lowest(), high = max < std::numeric_limits<T>::max();
   if (low && high) return what + " from " + shown(min) + " to " + shown(max);
   if (low) return what + " of at least " + shown(min);
@@ -49,7 +49,7 @@ std::string with_range(std::string what, T min, T max) {
 
 std::string with_default(const std::string& help, const std::string& value) { return value.empty() ? help : help + " [" + value + "]"; }
 
-std::string bare(std::string name) { return name.substr(std::min(name.size(), name.find_first_not_of('-'))); }
+std::string bare(const std::string& name) { return name.substr(std::min(name.size(), name.find_first_not_of('-'))); }
 
 std::string joined(const std::vector<std::string>& parts, const char* separator) {
   std::string result;

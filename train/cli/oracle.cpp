@@ -95,7 +95,7 @@ template <Differentiable Op>
 Results run(Context& ctx, const CheckFile& file, const RunOptions& options, const typename Op::Attrs& attrs) {
   Context host(1);
   const auto placed = [&](const std::string& name) -> Tensor {
-    const Tensor tensor = file.find(name);
+    Tensor tensor = file.find(name);
     if (!tensor) return tensor;
     const std::string_view base = name.starts_with("d_") ? std::string_view(name).substr(2) : std::string_view(name);
     return copied(ctx, converted(host, tensor, dtype_in_run(base, options.dtype)));
