@@ -32,7 +32,7 @@ class StudyProgress {
 StudyOptions chosen_study(const std::string& preset, const std::string& grid) {
   BRAID_CHECK(preset.empty() || grid.empty(), "--preset and --grid must not be given together, got both");
   if (grid.empty()) return study_preset(preset.empty() ? "quickstart" : preset);
-  require_file("grid", grid);
+  require_file("--grid", grid);
   return parse_study(read_json(grid));
 }
 
@@ -56,8 +56,10 @@ int run_study(const Arguments& arguments) {
   StudyOptions study = chosen_study(preset, grid);
   if (jobs > 0) study.jobs = jobs;
   check_study(study);
-  require_writable_directory("out", out);
+  require_writable_directory("--out", out);
+  require_writable_file("--json", json);
   const StudyText corpus = read_study_text(text.empty() ? std::vector<std::string>{"."} : text);
+  make_directories(out);
   InterruptGuard guard;
   StudyProgress progress;
   const StudyObserver observer{.on_progress = [&](const std::string& line) { progress.say(line); },
