@@ -36,6 +36,8 @@ class Layout {
   }
   int64_t first_key(int64_t position) const { return attrs_.window > 0 ? std::max<int64_t>(0, position - attrs_.window + 1) : 0; }
 
+  bool sees_one_key(const QueryBlock& block, int64_t i) const { return first_key(position(block) + i) == position(block) + i; }
+
   /// Row-major [queries, dim] of head h from token `first` on, of a tensor [N, heads, dim].
   template <class U>
   static MatrixMap<U> rows(U* data, int64_t first, int64_t count, int64_t h, int64_t heads, int64_t dim) {
@@ -104,13 +106,13 @@ void attend_backward(const Layout<T>& at, const QueryBlock& block, int64_t h, co
   const int64_t hk = h / (at.H / at.HK), first_query = at.first_query(block);
   const Matrix<T> q = at.scale * at.rows(saved.q.template data<T>(), first_query, block.count, h, at.H, at.D);
   const Matrix<T> d_o = at.rows(d_out.o.template data<T>(), first_query, block.count, h, at.H, at.DV);
-  Vector<T> delta = d_o.cwiseProduct(at.rows(saved.o.template data<T>(), first_query, block.count, h, at.H, at.DV)).rowwise().sum();
-  Vector<T> lse(block.count);
-  const T* d_lse = data_or_null<T>(d_out.lse);
+  Vector<T> lse(block.count), d_lse = Vector<T>::Zero(block.count);
+  const T* given_d_lse = data_or_null<T>(d_out.lse);
   for (int64_t i = 0; i < block.count; ++i) {
     lse[i] = saved.lse.template data<T>()[(first_query + i) * at.H + h];
-    if (d_lse) delta[i] -= d_lse[(first_query + i) * at.H + h];
+    if (given_d_lse) d_lse[i] = given_d_lse[(first_query + i) * at.H + h];
   }
+  Vector<T> delta = d_o.cwiseProduct(at.rows(saved.o.template data<T>(), first_query, block.count, h, at.H, at.DV)).rowwise().sum() - d_lse;
   Matrix<T> p, d_s, d_q = Matrix<T>::Zero(block.count, at.D);
   at.each_key_block(block, [&](int64_t key, int64_t num_keys, int64_t first) {
     const auto k = at.rows(saved.k.template data<T>(), key, num_keys, hk, at.HK, at.D);
@@ -122,6 +124,8 @@ void attend_backward(const Layout<T>& at, const QueryBlock& block, int64_t h, co
     at.each_visible(block, first, p, [&](int64_t i, int64_t begin, int64_t count) {
       auto row = array(p.data() + i * num_keys + begin, count);
       row = (row - lse[i]).exp();
+      // A query of one key has o = v: both products of delta's difference are the same, not two roundings of it.
+      if (at.sees_one_key(block, i)) delta[i] = d_s(i, begin) - d_lse[i];
     });
     d_s.array() = p.array() * (d_s.colwise() - delta).array();
     d_q.noalias() += d_s * k;

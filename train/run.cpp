@@ -4,12 +4,34 @@
 #include <sys/file.h>
 
 #include <cerrno>
+#include <exception>
 
 #include "io/file.h"
 #include "train/interrupt.h"
 
 namespace braid {
 namespace {
+
+/// Directories made for a run. A run that fails before its first step leaves nothing behind.
+class MadeDirectories {
+ public:
+  explicit MadeDirectories(const Path& path) : exceptions_before_(std::uncaught_exceptions()) {
+    std::error_code error;
+    for (Path made = path; !made.empty() && !std::filesystem::exists(made, error); made = made.parent_path()) made_.push_back(made);
+    make_directories(path);
+  }
+  ~MadeDirectories() {
+    std::error_code full;
+    if (std::uncaught_exceptions() > exceptions_before_)
+      for (const Path& path : made_) std::filesystem::remove(path, full);
+  }
+  MadeDirectories(const MadeDirectories&) = delete;
+  MadeDirectories& operator=(const MadeDirectories&) = delete;
+
+ private:
+  int exceptions_before_;
+  std::vector<Path> made_;  // innermost first
+};
 
 /// Keeps a second process from training in the same directory; the system lets go of it when this one ends, however it does.
 FileDescriptor lock_run(const Path& directory) {
@@ -34,7 +56,8 @@ std::optional<CheckpointReader> resume(Trainer& trainer, const RunOptions& optio
 /// The directory's side of a run: metrics and checkpoints.
 class RunFiles {
  public:
-  RunFiles(Trainer& trainer, const RunOptions& options, TrainObserver& observer) : trainer_(trainer), options_(options), observer_(observer) {
+  RunFiles(Trainer& trainer, const RunOptions& options, TrainObserver& observer)
+      : trainer_(trainer), options_(options), observer_(observer), made_(options.directory / "checkpoints") {
     lock_ = lock_run(options.directory);
     remove_unfinished_checkpoints(options.directory);
     if (options.resume) {
@@ -44,6 +67,12 @@ class RunFiles {
     metrics_.emplace(options.directory / "metrics.jsonl", trainer.steps_done());
     if (metrics_->last_step_kept() < trainer.steps_done())
       observer.on_note("metrics.jsonl lacks steps " + std::to_string(metrics_->last_step_kept() + 1) + " to " + std::to_string(trainer.steps_done()));
+  }
+
+  ~RunFiles() {
+    std::error_code error;
+    const Path metrics = options_.directory / "metrics.jsonl";
+    if (std::filesystem::file_size(metrics, error) == 0) std::filesystem::remove(metrics, error);
   }
 
   void append(const StepReport& report) { metrics_->append(report); }
@@ -61,6 +90,7 @@ class RunFiles {
   Trainer& trainer_;
   const RunOptions& options_;
   TrainObserver& observer_;
+  MadeDirectories made_;
   FileDescriptor lock_;
   std::optional<MetricsFile> metrics_;
   int64_t last_saved_ = 0;
@@ -87,7 +117,6 @@ void check_run_directory(const RunOptions& options) {
   const bool holds_checkpoint = !list_checkpoints(options.directory).empty();
   BRAID_CHECK(options.resume || !holds_checkpoint, "train: ", options.directory.string(),
               " holds a checkpoint; go on from it with --resume, or choose another directory");
-  make_directories(options.directory / "checkpoints");
 }
 
 RunEnd run_training(Trainer& trainer, const RunOptions& options, TrainObserver& observer) {

@@ -29,12 +29,12 @@ struct RunOptions {
 
 enum class RunEnd : uint8_t { finished, interrupted };
 
-/// Refuses a RUN that holds a checkpoint unless `resume`; prepares the directory otherwise. Throws Error when it cannot be written.
-/// Call before costly preparations; run_training does it itself.
+/// Refuses a RUN that holds a checkpoint unless `resume`, and options that contradict each other. Makes nothing. Call before costly
+/// preparations; run_training does it itself.
 void check_run_directory(const RunOptions& options);
 
 /// Trains to the end of the schedule or until interrupted() (interrupt.h), writes metrics and checkpoints. Of several ranks the first writes
-/// and validates; an interrupt of any ends all after the same step.
+/// and validates; an interrupt of any ends all after the same step. An Error before the first step leaves the directory as it was.
 RunEnd run_training(Trainer& trainer, const RunOptions& options, TrainObserver& observer);
 
 /// Reports to a ProgressLine.

@@ -71,6 +71,26 @@ TEST(Check, OneWrongValueFailsAndSoDoesNaN) {
   }
 }
 
+TEST(Check, WhatATypeCannotHoldIsNoError) {
+  const Workspace space;
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    Context ctx(1);
+    const auto filled = [&](double value, Shape shape) {
+      return converted(ctx, from_vector<double>(ctx, std::vector<double>(shape.numel(), value), shape), dtype);
+    };
+    // d_initial_state = exp(−150), which float32 does not have.
+    Copy copy{{{"x", filled(1, {1, 2})},
+               {"log_decay", filled(-150, {1, 2})},
+               {"initial_state", filled(1, {1, 2})},
+               {"d_final_state", filled(1, {1, 2})},
+               {"d_initial_state", filled(0, {1, 2})},
+               {"cu_seqlens", from_vector<int64_t>(ctx, {0, 1}, {2})}},
+              {{"op", "linear_recurrence"}}};
+    write(space, copy);
+    EXPECT_EQ(braid_program({"check", "c.safetensors"}, space).status, dtype == DType::f32 ? 0 : 1) << dtype;
+  }
+}
+
 TEST(Check, RefusesFilesThatCannotBeChecked) {
   const Workspace space;
   const auto refused = [&](const std::string& named, auto change, const char* name = "gated_delta_rule.safetensors") {
@@ -95,6 +115,14 @@ TEST(Check, RefusesFilesThatCannotBeChecked) {
   refused("got none", [](Copy& c) {
     for (const char* name : {"o", "final_state", "d_q", "d_k", "d_v", "d_beta", "d_log_decay", "d_initial_state"}) c.drop(name);
   });
+  for (const std::string name : {"initial_state", "d_initial_state", "final_state"}) {
+    write(space, read_case("gated_delta_rule.safetensors"));
+    std::string bytes = space.read("c.safetensors");
+    const std::string entry = '"' + name + R"(":{"dtype":")";
+    bytes.replace(bytes.find(entry) + entry.size(), 3, "U64");
+    space.write("c.safetensors", bytes);
+    expect_refused({"check", "c.safetensors"}, space, name);
+  }
 }
 
 TEST(Forward, ReferenceModelsMatch) {

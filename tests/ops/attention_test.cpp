@@ -184,6 +184,22 @@ TEST(Attention, HugeLogitsPickOneKey) {
   }
 }
 
+TEST(Attention, OneKeyLeavesNothingToChoose) {
+  Context ctx(2);
+  Random random(6);
+  for (const int64_t window : {0, 1}) {
+    const Attention::Attrs attrs{.q_seqs = window ? Sequences::single(70) : Sequences::of_lengths(std::vector<int64_t>(70, 1)), .window = window};
+    const Attention::Inputs in = inputs_of(ctx, random, {"", {70}, {}, {4, 2, 16, 24}});
+    Tape tape;
+    WithTape recording(ctx, &tape);
+    const Tensor q = tape.leaf(in.q), k = tape.leaf(in.k);
+    const Attention::Outputs out = apply<Attention>(ctx, {q, k, in.v}, attrs);
+    tape.backward(ctx, {out.o}, {normal(ctx, random, out.o.shape())});
+    for (const Tensor& d : {tape.grad(q), tape.grad(k)})
+      for (const double value : to_vector<double>(ctx, d)) EXPECT_EQ(value, 0);
+  }
+}
+
 TEST(Attention, NaNIsNotHidden) {
   Context ctx;
   Random random(5);

@@ -267,6 +267,26 @@ TEST(Run, AFullDiskLeavesTheFormerCheckpointWhole) {
   }
 }
 
+TEST(Run, AnErrorBeforeTheFirstStepLeavesNothing) {
+  class Broken final : public TokenSource {
+   public:
+    int64_t num_tokens() const override { return 100; }
+    int64_t document_end(int64_t) const override { return 100; }
+    void read(int64_t, int64_t, int64_t*) const override { fail("the data cannot be read"); }
+    uint64_t fingerprint() const override { return 1; }
+  };
+  const TemporaryDirectory space;
+  Context ctx;
+  TinyModel model(ctx, kVocab, 8);
+  DataLoader data({{std::make_shared<Broken>(), 1}}, {.batch_tokens = 32, .context = 8, .seed = 3, .shuffle = true, .share = {}});
+  Trainer trainer(ctx, model, model.score(), data, {});
+  Notes notes;
+  fs::create_directory(space.path() / "there");
+  for (const char* run : {"a/b/RUN", "there"}) EXPECT_THROW(run_training(trainer, in(space.path() / run), notes), Error);
+  EXPECT_FALSE(fs::exists(space.path() / "a"));
+  EXPECT_TRUE(fs::is_empty(space.path() / "there"));
+}
+
 TEST(Run, TwoProcessesDoNotShareADirectory) {
   const TemporaryDirectory directory;
   Notes notes;

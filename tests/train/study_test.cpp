@@ -111,8 +111,10 @@ TEST(Study, ReadsAGridAndRefusesWhatItDoesNotKnow) {
   const StudyOptions options = parse_study(nlohmann::json::parse(R"({"preset": "smoke", "families": ["hgrn2"], "recall": {"num_pairs": 4}})"));
   EXPECT_EQ(options.families, std::vector<Family>{Family::hgrn2});
   EXPECT_EQ(options.recall.num_pairs, 4);
-  for (const char* text : {R"({"presett": "smoke"})", R"({"families": ["mamba"]})", R"({"ratios": ["3:1"]})", R"({"seeds": "one"})",
-                           R"({"recall": {"pairs": 4}})", R"({"num_heads": 5})", R"({"seeds": []})", "[]"})
+  EXPECT_TRUE(parse_study(nlohmann::json::parse(R"({"families": []})")).families.empty());  // the Transformer alone
+  for (const char* text : {R"({"presett": "smoke"})", R"({"families": ["mamba"]})", R"({"families": ["transformer"]})", R"({"ratios": ["3:1"]})",
+                           R"({"ratios": ["0-1"]})", R"({"ratios": ["7-1"]})", R"({"ratios": []})", R"({"families": [], "transformer": false})",
+                           R"({"seeds": "one"})", R"({"recall": {"pairs": 4}})", R"({"num_heads": 5})", R"({"seeds": []})", "[]"})
     EXPECT_THROW(parse_study(nlohmann::json::parse(text)), Error) << text;
   EXPECT_THROW(read_study_text({"/no/such/folder"}), Error);
 }

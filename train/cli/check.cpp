@@ -153,7 +153,7 @@ int run_check(const Arguments& arguments) {
   for (const std::string& path : o.files) {
     const CheckFile file = read_check_file(path);
     check_given(host, file, o, rows);
-    const DType own = file.tensors.begin()->second.dtype();
+    const DType own = (file.find("x") ? file.find("x") : file.find("q")).dtype();
     if (!o.dtype.empty()) check_engine(ctx, file, parse_compute_dtype("--dtype", o.dtype), o, rows);
     else if (!ctx.on_cpu()) check_kernel(ctx, file, own == DType::bf16 ? DType::bf16 : DType::f32, o, rows);
   }

@@ -13,12 +13,26 @@ namespace {
 
 constexpr int64_t kBlockTokens = 64;
 
+/// What may become zero in this type.
+double smallest_normal(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return std::numeric_limits<double>::min();
+    case DType::f16:
+      return std::ldexp(1, -24);  // its subnormal numbers are in common use
+    default:
+      return std::numeric_limits<float>::min();  // bfloat16's, too
+  }
+}
+
 struct Sums {
+  double negligible;
   double error = 0, reference = 0;
   int64_t count = 0;
 
   void add(double given, double expected) {
-    error += (given - expected) * (given - expected);
+    const double difference = std::abs(given - expected) < negligible ? 0 : given - expected;
+    error += difference * difference;
     reference += expected * expected;
     ++count;
   }
@@ -63,11 +77,12 @@ Comparison compare(Context& ctx, const Tensor& given, const Tensor& reference, T
   const int64_t columns_per_block = blocks ? columns_per_head : 1;
   const int64_t rows = blocks ? shape[0] : 1;
   const int64_t inner = rows * columns == 0 ? 0 : shape.numel() / (rows * columns);
-  Sums all;
+  const Sums none{.negligible = smallest_normal(given.dtype())};
+  Sums all = none;
   std::map<std::pair<int64_t, int64_t>, Sums> by_block;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < columns; ++column) {
-      Sums& block = by_block[{row / rows_per_block, column / columns_per_block}];
+      Sums& block = by_block.try_emplace({row / rows_per_block, column / columns_per_block}, none).first->second;
       const int64_t begin = (row * columns + column) * inner;
       for (int64_t i = begin; i < begin + inner; ++i) {
         all.add(a[i], b[i]);

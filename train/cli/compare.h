@@ -7,7 +7,8 @@
 
 namespace braid::cli {
 
-/// rms(error) / rms(reference) (rms(error) alone where the reference is all zero). NaN when an element of either is NaN.
+/// rms(error) / rms(reference) (rms(error) alone where the reference is all zero). NaN when an element of either is NaN. An error below
+/// the smallest normal number of the given tensor's type is none: that type has no nearer number.
 struct Comparison {
   double error = 0;
   double worst_block_error = 0;  // the same for one block; a block's reference counts as at least a tenth of the tensor's rms

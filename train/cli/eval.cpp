@@ -55,6 +55,7 @@ Json perplexity(Context& ctx, const HybridLm& model, const EvalOptions& o) {
                 " tokens in its vocabulary, the model's, got ", path, " with ", vocab);
     const auto data = open_token_source(path, model.config().vocab_size);
     const TextScore score = evaluate_text(ctx, score_with(model), *data, o.context, o.batch_tokens, o.max_tokens);
+    BRAID_CHECK(score.num_targets > 0, "--data must hold two tokens in a row of one document, got ", path, " with ", score.num_tokens, " tokens");
     table.add({path, std::to_string(score.num_tokens), std::to_string(score.num_targets), number(score.loss(), 6), number(score.perplexity(), 6),
                number(score.bits_per_byte(), 6)});
     list.push_back({{"data", path},

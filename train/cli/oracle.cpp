@@ -139,17 +139,21 @@ std::vector<int64_t> read_cu_seqlens(const CheckFile& file, const Tensor& tensor
   return to_vector<int64_t>(host, tensor);
 }
 
+/// Whether the tensor `name` is an input or output of the operator or, by its name, a gradient.
+bool concerns(const Layout& layout, const std::string& name) {
+  return contains(layout.required, name) || contains(layout.optional, name) || contains(layout.outputs, name) || name.starts_with("d_");
+}
+
 void check_contents(const CheckFile& file, const Layout& layout) {
   for (const std::string& name : layout.required)
     BRAID_CHECK(file.find(name).defined(), file.name, ": ", file.op, " needs the tensor ", name, ", which the file lacks");
-  Names inputs = layout.required;
-  inputs.insert(inputs.end(), layout.optional.begin(), layout.optional.end());
   for (const auto& [name, tensor] : file.tensors) {
+    if (!concerns(layout, name)) continue;
     const bool is_gradient = name.starts_with("d_");
     const std::string base = is_gradient ? name.substr(2) : name;
-    const bool known = contains(inputs, base) || contains(layout.outputs, base);
-    BRAID_CHECK(known || !is_gradient, file.name, ": ", file.op, " has neither an input nor an output named ", base, ", got the tensor ", name);
-    BRAID_CHECK(!known || is_floating(tensor.dtype()), file.name, ": ", name, " must be of a floating type, got ", tensor.dtype());
+    BRAID_CHECK(!base.starts_with("d_") && concerns(layout, base), file.name, ": ", file.op, " has neither an input nor an output named ", base,
+                ", got the tensor ", name);
+    BRAID_CHECK(is_floating(tensor.dtype()), file.name, ": ", name, " must be of a floating type, got ", tensor.dtype());
     const bool has_value = base == "initial_state" || contains(layout.outputs, base) || file.find(base).defined();
     BRAID_CHECK(!is_gradient || has_value, file.name, ": ", name, " is there to be checked, but not the tensor ", base);
   }
@@ -177,7 +181,7 @@ CheckFile read_check_file(const std::string& path) {
   for (const Safetensors::Entry& entry : source.entries()) {
     if (entry.name == "cu_seqlens") file.cu_seqlens = read_cu_seqlens(file, source.get(entry.name));
     else if (entry.dtype) file.tensors[entry.name] = source.get(entry.name);
-    else BRAID_CHECK(!contains(layout->second.required, entry.name), path, ": ", entry.name, " must be of a floating type, got ", entry.dtype_name);
+    else BRAID_CHECK(!concerns(layout->second, entry.name), path, ": ", entry.name, " must be of a floating type, got ", entry.dtype_name);
   }
   check_contents(file, layout->second);
   try {

@@ -32,7 +32,7 @@ class StudyProgress {
 StudyOptions chosen_study(const std::string& preset, const std::string& grid) {
   BRAID_CHECK(preset.empty() || grid.empty(), "--preset and --grid must not be given together, got both");
   if (grid.empty()) return study_preset(preset.empty() ? "quickstart" : preset);
-  require_file("grid", grid);
+  require_file("--grid", grid);
   return parse_study(read_json(grid));
 }
 
@@ -61,8 +61,10 @@ int run_study(const Arguments& arguments) {
   check_study(study);
   const StudyDevice where = [&] { return make_context({.device = device, .threads = 1}, DType::f32); };
   if (device == "cuda") where();  // a machine without one is refused before anything is written
-  require_writable_directory("out", out);
+  require_writable_directory("--out", out);
+  require_writable_file("--json", json);
   const StudyText corpus = read_study_text(text.empty() ? std::vector<std::string>{"."} : text);
+  make_directories(out);
   InterruptGuard guard;
   StudyProgress progress;
   const StudyObserver observer{.on_progress = [&](const std::string& line) { progress.say(line); },

@@ -10,17 +10,20 @@
 namespace braid {
 namespace {
 
-int64_t ratio_of(const std::string& ratio) {
+int64_t ratio_of(const std::string& ratio, int64_t num_layers) {
   const size_t dash = ratio.find("-1");
   const bool digits = dash != std::string::npos && dash > 0 && dash + 2 == ratio.size() && ratio.find_first_not_of("0123456789") == dash;
   BRAID_CHECK(digits && dash < 6, "study: a ratio is 'pure', 'full' or R-1 (one full-attention layer in every R), got '", ratio, "'");
-  return std::stoll(ratio.substr(0, dash));
+  const int64_t every = std::stoll(ratio.substr(0, dash));
+  BRAID_CHECK(every >= 1 && every <= num_layers, "study: a ratio R-1 must have an R from 1 to num_layers = ", num_layers, ", got '", ratio, "'");
+  return every;
 }
 
 Family family_named(const std::string& name) {
   for (Family family : kFamilies)
-    if (name == to_string(family)) return family;
-  fail("study: unknown family '", name, "'; expected hgrn, retnet, gla, hgrn2, delta_net, gated_deltanet or transformer");
+    if (name == to_string(family) && family != Family::transformer) return family;
+  fail("study: families must be of hgrn, retnet, gla, hgrn2, delta_net and gated_deltanet (\"transformer\": true adds the Transformer), got '", name,
+       "'");
 }
 
 /// The MLP width, a multiple of 8, that brings the model nearest to `parameters`.
@@ -176,7 +179,7 @@ StudyOptions parse_study(const nlohmann::json& json) {
   StudyOptions options = study_preset(preset);
   std::vector<std::string> families;
   read(json, "families", families);
-  if (!families.empty()) options.families.clear();
+  if (json.contains("families")) options.families.clear();
   for (const std::string& name : families) options.families.push_back(family_named(name));
   read(json, "name", options.name);
   read(json, "ratios", options.ratios);
@@ -217,6 +220,7 @@ StudyOptions parse_study(const nlohmann::json& json) {
 void check_study(const StudyOptions& options) {
   BRAID_CHECK(!options.seeds.empty(), "study: seeds must name at least one seed");
   BRAID_CHECK(!options.families.empty() || options.transformer, "study: families must name at least one family");
+  BRAID_CHECK(!options.ratios.empty() || options.families.empty(), "study: ratios must name at least one ratio");
   for (const auto& [name, value] : {std::pair{"num_layers", options.num_layers},
                                     {"hidden_size", options.hidden_size},
                                     {"num_heads", options.num_heads},
@@ -247,7 +251,7 @@ ModelConfig study_model(const StudyOptions& options, Family family, const std::s
   ModelConfig config = base_model(options);
   config.family = family;
   set_mixer(options, config);
-  if (ratio != "pure") config.attn = {attention_layers(options, ratio == "full" ? 1 : ratio_of(ratio))};
+  if (ratio != "pure") config.attn = {attention_layers(options, ratio == "full" ? 1 : ratio_of(ratio, options.num_layers))};
   config.intermediate_size = matched_width(config, model_cost(baseline).parameters);
   return config;
 }
