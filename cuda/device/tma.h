@@ -39,13 +39,14 @@ __device__ inline void tma_load(uint32_t to_shared, const CUtensorMap& map, uint
                "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
-__device__ inline void tma_prefetch_map(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
-/// `bytes` in a row; both addresses and `bytes` are multiples of 16. One thread calls it.
-__device__ inline void bulk_load(uint32_t to_shared, const void* from_global, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to_shared), "l"(from_global),
-               "r"(bytes), "r"(barrier)
+__device__ inline void tma_load(uint32_t to_shared, const CUtensorMap& map, uint32_t barrier, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to_shared), "l"(&map),
+               "r"(barrier), "r"(x), "r"(y)
                : "memory");
 }
+__device__ inline void tma_prefetch_map(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+/// What this thread wrote to shared memory is seen by copies and wgmma that come after a barrier behind it.
+__device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// The registers of each thread of this warpgroup from here on; all of its warps call it. Multiples of 8.
 template <int registers>

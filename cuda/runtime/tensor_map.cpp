@@ -33,4 +33,15 @@ CUtensorMap head_tensor_map(const void* address, int64_t tokens, int64_t heads, 
   return map;
 }
 
+CUtensorMap row_tensor_map(const void* address, int64_t rows, int64_t columns, int64_t stride, int box) {
+  CUtensorMap map = {};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)}, stride_bytes = static_cast<cuuint64_t>(stride) * 8;
+  const cuuint32_t boxes[2] = {static_cast<cuuint32_t>(box), 1}, steps[2] = {1, 1};
+  const CUresult result =
+      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 2, const_cast<void*>(address), sizes, &stride_bytes, boxes, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  BRAID_CHECK(result == CUDA_SUCCESS, "cuda: no tensor map for rows [", rows, ", ", columns, "] of 8 bytes: error ", static_cast<int>(result));
+  return map;
+}
+
 }  // namespace braid::cuda

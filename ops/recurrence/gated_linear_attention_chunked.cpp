@@ -103,9 +103,9 @@ void forward_chunked(const Forward<T>& op, const Sequences& seqs, const std::vec
   Matrix<T> S = Matrix<T>::Zero(tiles::padded(K), tiles::padded(V)), o(kTile, tiles::padded(V));
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t s = unit / H, h = unit % H;
+    S.setZero();  // the padding too: a NaN of the sequence before may be there
     auto state = S.topLeftCorner(K, V);
     if (op.initial_state) state = matrix(op.initial_state + unit * K * V, K, V);
-    else state.setZero();
     for (int64_t t = seqs.begin(s); t < seqs.end(s); t += kTile) {
       const int64_t count = std::min(kTile, seqs.end(s) - t), chunk = (t - seqs.begin(s)) / kKeptEvery;
       if (op.states && (t - seqs.begin(s)) % kKeptEvery == 0) matrix(op.states + ((first_state[s] + chunk) * H + h) * K * V, K, V) = state;

@@ -146,9 +146,9 @@ void backward_chunked(const Backward<T>& op, const Sequences& seqs, const std::v
   Gradients<T> g(op);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t s = unit / H, h = unit % H;
+    g.dS.setZero();  // the padding too: a NaN of another sequence may be there
     auto d_state = g.dS.topLeftCorner(K, V);
     if (op.d_final_state) d_state = matrix(op.d_final_state + unit * K * V, K, V);
-    else d_state.setZero();
     double constant_sum = 0;
     for (int64_t chunk = first_state[s + 1] - first_state[s] - 1; chunk >= 0; --chunk) {
       const int64_t first = seqs.begin(s) + chunk * kKeptEvery, last = std::min(seqs.end(s), first + kKeptEvery);

@@ -80,7 +80,7 @@ template <class Op, class Attrs>
 void expect_blocks_alike(typename Op::Inputs block, Attrs&& attrs, const std::vector<std::string_view>& shared = {},
                          const std::vector<std::string_view>& wide = {}) {
   if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
-  if (cuda::facts(0).memory_bytes < (int64_t{120} << 30)) GTEST_SKIP() << "needs a GPU of 120 GiB";
+  if (cuda::facts(0).memory_bytes < (int64_t{76} << 30)) GTEST_SKIP() << "needs a GPU of 80 GB";
   Context host, gpu = cuda::make_context();
   block = in_dtype<Op>(host, block, DType::bf16, {.accumulator = wide});
   const std::vector<Tensor> alone = run_repeated<Op>(gpu, block, attrs(1), shared, 1);

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "tests/support/laws.h"
+#include "tests/support/neighbour_laws.h"
 
 namespace braid::testing {
 namespace {
@@ -90,6 +90,7 @@ std::vector<OpCase<Attention>> cases() {
   return list;
 }
 const bool kLaws = register_laws<Attention>("Attention", cases());
+const bool kNeighbourLaws = register_neighbour_laws<Attention>("Attention", cases(), {.token = {"q", "k", "v"}});
 
 /// The definition, one query at a time.
 Attention::Outputs defined(Context& ctx, const Attention::Inputs& in, const Attention::Attrs& attrs) {

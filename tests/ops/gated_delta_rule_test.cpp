@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
 
 namespace braid {
@@ -96,6 +97,7 @@ std::vector<OpCase<GatedDeltaRule>> cases() {
 
 const bool kLaws = register_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
 const bool kSequenceLaws = register_sequence_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
+const bool kNeighbourLaws = register_neighbour_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
 
 /// The equations of the header in plain loops.
 struct Naive {

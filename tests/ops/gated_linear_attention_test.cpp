@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
 
 namespace braid::testing {
@@ -92,6 +93,7 @@ std::vector<OpCase<Op>> make_cases() {
 
 const bool kLaws = register_laws<Op>("GatedLinearAttention", make_cases(), kKinds);
 const bool kSequenceLaws = register_sequence_laws<Op>("GatedLinearAttention", make_cases(), kKinds);
+const bool kNeighbourLaws = register_neighbour_laws<Op>("GatedLinearAttention", make_cases(), kKinds);
 
 /// Outputs and gradients of the definition, S_t = diag(a_t) S_{t-1} + k_t v_tᵀ, o_t = scale S_tᵀ q_t, in plain loops over doubles:
 /// every gradient by the chain rule, one token, channel and value at a time.

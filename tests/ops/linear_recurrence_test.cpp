@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
 
 namespace braid::testing {
@@ -48,6 +49,8 @@ const std::vector<OpCase<Op>> kTiledCases = {make_case("tiled", {300, 0, 1, 63, 
 
 const bool kLaws = register_laws<Op>("LinearRecurrence", kCases, kKinds) && register_laws<Op>("LinearRecurrence", kTiledCases, kKinds);
 const bool kSequenceLaws = register_sequence_laws<Op>("LinearRecurrence", kCases, kKinds);
+const bool kNeighbourLaws =
+    register_neighbour_laws<Op>("LinearRecurrence", kCases, kKinds) && register_neighbour_laws<Op>("LinearRecurrence", kTiledCases, kKinds);
 
 /// The definition in plain loops.
 TEST(LinearRecurrence, IsItsDefinition) {

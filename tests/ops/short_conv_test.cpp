@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
 
 namespace braid::testing {
@@ -43,6 +44,8 @@ const std::vector<OpCase<ShortConv>> kTiled = {
 const InputKinds kKinds{.accumulator = {"weight", "initial_state"}, .token = {"x"}, .state = {"initial_state"}};
 const bool kLaws = register_laws<ShortConv>("ShortConv", kCases, kKinds) && register_laws<ShortConv>("ShortConv", kPointwise, kKinds) &&
                    register_laws<ShortConv>("ShortConv", kTiled, kKinds) && register_sequence_laws<ShortConv>("ShortConv", kCases, kKinds);
+const bool kNeighbourLaws =
+    register_neighbour_laws<ShortConv>("ShortConv", kCases, kKinds) && register_neighbour_laws<ShortConv>("ShortConv", kTiled, kKinds);
 
 /// Sequence by sequence: every input, initial ones first, in one list.
 TEST(ShortConv, IsTheDefinition) {

@@ -48,8 +48,10 @@ typename Op::Outputs output_gradients(Context& ctx, const typename Op::Outputs& 
   return d_out;
 }
 
+/// `change` may alter the output gradients (f64, on the host).
 template <class Op>
-OpRun<Op> run_op(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs) {
+OpRun<Op> run_op(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs,
+                 const std::function<void(typename Op::Outputs&)>& change = {}) {
   Tape tape;
   WithTape recording(ctx, &tape);
   OpRun<Op> run;
@@ -58,7 +60,8 @@ OpRun<Op> run_op(Context& ctx, const typename Op::Inputs& in, const typename Op:
     if (tensor->defined() && is_floating(tensor->dtype())) *tensor = tape.leaf(*tensor);
   run.out = apply<Op>(ctx, leaves, attrs);
   Context host;
-  const typename Op::Outputs d_out = output_gradients<Op>(host, run.out);
+  typename Op::Outputs d_out = output_gradients<Op>(host, run.out);
+  if (change) change(d_out);
   std::vector<Tensor> roots, seeds;
   const auto outs = tensors_of(run.out);
   const auto d_outs = tensors_of(d_out);

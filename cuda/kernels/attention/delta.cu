@@ -49,9 +49,8 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(DeltaParams params) {
     for (int i = 0; i < 8; ++i) sum += d_o[i] * o[i];
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (lane != 0 || n >= params.stride) continue;
-    const float2 stats = {p.lse[row] * 1.4426950408889634f, sum - (params.d_lse ? params.d_lse[row] : 0.0f)};
-    params.stats[h * params.stride + n] = live ? stats : float2{0, 0};
+    if (lane != 0 || !live) continue;
+    params.stats[h * params.stride + n] = {p.lse[row] * 1.4426950408889634f, sum - (params.d_lse ? params.d_lse[row] : 0.0f)};
   }
 }
 
@@ -66,7 +65,7 @@ void launch_delta(Context& ctx, const Problem& problem, const float* d_lse, floa
 void launch_stats(Context& ctx, const Problem& problem, const float* d_lse, float2* stats) {
   const DeltaParams params{.problem = problem, .d_lse = d_lse, .stats = stats, .stride = stats_stride(problem.Nq)};
   const auto kernel = problem.D == 64 ? &stats_kernel<64> : problem.D == 128 ? &stats_kernel<128> : &stats_kernel<256>;
-  cuda::launch(ctx.stream(), "attention_stats", kernel, plain::config_for(problem.Nq > 0 ? (params.stride + 63) / 64 * problem.H : 0, 0), params);
+  cuda::launch(ctx.stream(), "attention_stats", kernel, plain::config_for((problem.Nq + 63) / 64 * problem.H, 0), params);
 }
 
 }  // namespace braid::attention

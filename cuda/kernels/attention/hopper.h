@@ -24,6 +24,7 @@ __device__ inline int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 1
 
 struct Params {
   CUtensorMap q, k, v, d_o;  // boxes of box_of(D) tokens
+  CUtensorMap stats;         // boxes of as many pairs of a head
   Problem problem;
   int64_t items;    // tiles × heads; a block works on one after the other
   unsigned* taken;  // items given out beyond the first of every block; zero at the start
@@ -93,6 +94,20 @@ __device__ void copy_tile(const WgmmaTile<kRows, D>& tile, const CUtensorMap& ma
     for (int row = 0; row < kRows; row += box_of(D))
       device::tma_load(tile.base + column / 64 * tile.kChunkBytes + row * 128, map, barrier, column, static_cast<int>(h),
                        static_cast<int>(token) + row);
+}
+
+/// Rows of a tile from `live` on, which follow the sequence, become zero: their weights are, but zero times another sequence's NaN is NaN. All
+/// consumers call it between the wait for the copies and the products, then `cleared`. A thread has the same pieces of a tile every time.
+template <class Crew, int kRows, int D>
+__device__ void clear_rows(const WgmmaTile<kRows, D>& tile, int live) {
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x) - 128; at < kRows * D / 8; at += Crew::kThreads - 128)
+    if (at / 8 % kRows >= live) asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(tile.base + at * 16), "r"(0) : "memory");
+}
+template <class Crew>
+__device__ void cleared() {
+  device::fence_async_proxy();
+  device::named_barrier_sync(1, Crew::kThreads - 128);
 }
 
 /// Begins s = (64 rows of left) · right^T.

@@ -55,6 +55,7 @@ struct Work {
   int64_t h, hk, token, count;
   int num_tiles;  // 0: an item without queries
   int ahead;      // of the first query, from the first key of the last tile
+  int live;       // keys of the last tile that are the sequence's; it may hold some that follow
 };
 
 template <class P>
@@ -67,7 +68,9 @@ __device__ Work find_work(const Params& params, int64_t item) {
   work.token = work.tile.q_begin + work.tile.first;
   work.keys = keys_of(p, work.tile, work.tile.first, work.count);
   work.num_tiles = work.count > 0 ? static_cast<int>((work.keys.end - work.keys.begin + P::kKeys - 1) / P::kKeys) : 0;
-  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - work.keys.begin) - (work.num_tiles - 1) * P::kKeys;
+  const int64_t last_tile = work.keys.begin + int64_t{work.num_tiles - 1} * P::kKeys;
+  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - last_tile);
+  work.live = static_cast<int>(min(int64_t{P::kKeys}, work.tile.lk - last_tile));
   return work;
 }
 
@@ -109,6 +112,11 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
   for (int i = 0; i < 2; ++i) {
     const int row = warp_row() + threadIdx.x % 32 / 4 + 8 * i;
     stats[i] = row < work.count ? *stats_of(p, work.h, work.token + row) : float2{0, 0};
+  }
+  if (work.live < kKeys) {
+    barrier_wait(shared.full(at.keys.stage), at.keys.parity);
+    clear_rows<typename P::Crew>(shared.keys(at.keys.stage), work.live);
+    cleared<typename P::Crew>();
   }
   uint32_t q[D / 16][4], d_o[D / 16][4];
   barrier_wait(shared.queries_full(), at.queries.parity);

@@ -58,6 +58,7 @@ struct Work {
   int64_t h, hk, token, count;
   int num_tiles;  // 0: an item without queries
   int ahead;      // of the first query, from the first key of the last tile
+  int live;       // keys of the last tile that are the sequence's; it may hold some that follow
 };
 
 template <class P>
@@ -70,7 +71,9 @@ __device__ Work find_work(const Params& params, int64_t item) {
   work.token = work.tile.q_begin + work.tile.first;
   work.keys = keys_of(p, work.tile, work.tile.first, work.count);
   work.num_tiles = work.count > 0 ? static_cast<int>((work.keys.end - work.keys.begin + P::kKeys - 1) / P::kKeys) : 0;
-  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - work.keys.begin) - (work.num_tiles - 1) * P::kKeys;
+  const int64_t last_tile = work.keys.begin + int64_t{work.num_tiles - 1} * P::kKeys;
+  work.ahead = static_cast<int>(work.tile.position(work.tile.first) - last_tile);
+  work.live = static_cast<int>(min(int64_t{P::kKeys}, work.tile.lk - last_tile));
   return work;
 }
 
@@ -128,6 +131,11 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
   clear<D>(o);
   barrier_wait(shared.q_full(), at.q.parity);
   at.q.advance();
+  if (work.live < kKeys) {
+    barrier_wait(shared.values_full(at.values.stage), at.values.parity);
+    clear_rows<typename P::Crew>(shared.values(at.values.stage), work.live);
+    cleared<typename P::Crew>();
+  }
   for (int t = work.num_tiles - 1; t >= 0; --t, at.keys.advance()) {
     const bool first = t == work.num_tiles - 1;
     barrier_wait(shared.keys_full(at.keys.stage), at.keys.parity);

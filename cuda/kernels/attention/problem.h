@@ -21,8 +21,8 @@ struct Problem {
   bool is_bf16;  // else float
 };
 
-/// Pairs in a row of stats: even, and long enough for copies of 64 queries from any one on that begin at an even pair; zeros at the end.
-__host__ __device__ inline int64_t stats_stride(int64_t Nq) { return (Nq + 67) / 2 * 2; }
+/// Pairs from a row of stats to the next: every row is aligned to 16 bytes.
+__host__ __device__ inline int64_t stats_stride(int64_t Nq) { return (Nq + 1) / 2 * 2; }
 /// The pairs (lse · log2 e, delta) of head h from `query` on.
 __device__ inline const float2* stats_of(const Problem& p, int64_t h, int64_t query) { return p.stats + h * stats_stride(p.Nq) + query; }
 

@@ -12,7 +12,7 @@ namespace braid::cuda {
 struct Map {
   float decay, rise;
   __device__ float at(float state) const { return decay == 0 ? rise : fmaf(decay, state, rise); }
-  __device__ Map then(const Map& next) const { return {decay * next.decay, next.at(rise)}; }
+  __device__ Map then(const Map& next) const { return {next.decay == 0 ? 0.0f : decay * next.decay, next.at(rise)}; }
 };
 
 /// A thread's own operands of its segment, `width` channels of 8 tokens, fetched into shared memory that only this thread reads.
