@@ -80,6 +80,17 @@ __device__ inline void copy_rows(uint32_t tile, const device::bf16* from, int64_
     device::cp_async16(tile + tile_offset<width>(row, piece * 8), from + (row < count ? row * stride + piece * 8 : 0), row < count);
   }
 }
+/// Writes the first `count` rows of a tile [64, width].
+template <int width, int threads>
+__device__ inline void store_rows(const unsigned char* tile, device::bf16* to, int64_t stride, int count, int thread) {
+  constexpr int kPieces = width / 8;
+#pragma unroll
+  for (int i = 0; i < 64 * kPieces / threads; ++i) {
+    const int at = i * threads + thread, row = at / kPieces, piece = at % kPieces;
+    if (row < count)
+      *reinterpret_cast<uint4*>(to + row * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + tile_offset<width>(row, piece * 8));
+  }
+}
 /// Copies bytes as they lie.
 template <int bytes, int threads>
 __device__ inline void copy_bytes(uint32_t to, const void* from, int thread) {
