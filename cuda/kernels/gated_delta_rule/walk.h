@@ -154,16 +154,7 @@ __device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t 
     }
   }
 }
-/// Sums [16 columns, tokens or channels] times a factor of each token or channel.
-template <int tiles>
-__device__ inline void scale_each(float (&c)[tiles][4], const float* factor) {
-#pragma unroll
-  for (int n = 0; n < tiles; ++n) {
-    const float2 f = *reinterpret_cast<const float2*>(factor + 8 * n + threadIdx.x % 4 * 2);
-    c[n][0] *= f.x, c[n][1] *= f.y, c[n][2] *= f.x, c[n][3] *= f.y;
-  }
-}
-/// Over a chunk.
+/// The decay of a state over a chunk.
 template <class Plan>
 __device__ inline void decay_state(float (&state)[Plan::kKeys / 8][4], const float* factors, int member) {
   if constexpr (Plan::kByChannel) return scale_each(state, factors + kTotals + member * Plan::kKeys);
