@@ -1,6 +1,7 @@
 #include "ops/recurrence/gated_delta_rule.h"
 
 #include <cmath>
+#include <limits>
 
 #include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
@@ -54,6 +55,20 @@ OpCase<GatedDeltaRule> long_case(const std::string& name, const Spec& x) {
   return result;
 }
 
+/// Channels that forget everything at every token, at some tokens, or hardly anything, side by side.
+OpCase<GatedDeltaRule> forgetful_case(const std::string& name, const Spec& x, double log_decay) {
+  OpCase<GatedDeltaRule> result = long_case(name, x);
+  result.inputs = [x, log_decay](Context& ctx, Random& random) {
+    Inputs in = make_inputs(ctx, random, x);
+    double* at = in.log_decay.data<double>();
+    for (int64_t n = 0; n < in.log_decay.size(0); ++n)
+      for (int64_t c = 0; c < x.HV * x.K; ++c)
+        if (c % 5 == 0 || (c % 5 == 1 && n % 7 == 3)) at[n * x.HV * x.K + c] = log_decay;
+    return in;
+  };
+  return result;
+}
+
 const InputKinds kKinds{
     .accumulator = {"beta", "log_decay", "initial_state"}, .token = {"q", "k", "v", "beta", "log_decay"}, .state = {"initial_state"}};
 
@@ -89,6 +104,23 @@ std::vector<OpCase<GatedDeltaRule>> cases() {
       long_case("chunks_strong", {.lengths = {130}, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -30, .high = -29}),
       long_case("chunks_beta_two", {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .low = -0.1, .beta_low = 2, .beta_high = 2}),
       long_case("chunks_beta_zero", {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .low = -0.1, .beta_high = 0}),
+      long_case("channel_grouped",
+                {.lengths = {0, 1, 63, 64, 65, 130}, .H = 1, .HV = 2, .K = 64, .V = 128, .decay = channel, .low = -0.1, .scale = 0.7}),
+      long_case("channel_two_heads", {.lengths = {64, 200}, .HV = 4, .K = 128, .V = 64, .decay = channel, .low = -0.05}),
+      long_case("channel_wide", {.lengths = {65, 1, 129}, .H = 1, .HV = 1, .K = 256, .V = 128, .decay = channel, .low = -1}),
+      long_case("channel_wide_grouped", {.lengths = {200}, .H = 1, .HV = 2, .K = 256, .V = 64, .decay = channel, .low = -0.02}),
+      long_case("channel_no_norm", {.lengths = {130, 70}, .K = 128, .V = 64, .decay = channel, .low = -0.1, .l2norm = false, .size = 0.1}),
+      long_case("channel_small_values",
+                {.lengths = {70}, .K = 64, .V = 64, .decay = channel, .low = -0.1, .l2norm = false, .state = false, .size = 1e-6}),
+      long_case("channel_mixed", {.lengths = {150, 63}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -30}),
+      long_case("channel_strong", {.lengths = {130}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -30, .high = -29}),
+      long_case("channel_strong_wide", {.lengths = {130}, .H = 1, .HV = 1, .K = 256, .V = 64, .decay = channel, .low = -30, .high = -29}),
+      forgetful_case("channel_some_strong", {.lengths = {150, 70}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.05}, -30),
+      forgetful_case("channel_some_infinite", {.lengths = {150, 70}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -0.05},
+                     -std::numeric_limits<double>::infinity()),
+      long_case("channel_beta_two",
+                {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1, .beta_low = 2, .beta_high = 2}),
+      long_case("channel_beta_zero", {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1, .beta_high = 0}),
       long_case("beta_two", {.lengths = {130}, .K = 16, .low = -0.1, .beta_low = 2, .beta_high = 2}),
       long_case("beta_one", {.lengths = {130}, .K = 16, .decay = none, .beta_low = 1, .beta_high = 1}),
       long_case("beta_zero", {.lengths = {130}, .K = 16, .decay = channel, .low = -0.1, .beta_high = 0}),

@@ -1,5 +1,6 @@
 // The backward walk, from the last chunk to the first. Of a chunk with the gradient dS of the state after it, all transposed:
 //   dU^T = out ∘ (dS^T k^T) + dO^T P,   dR^T = dU^T A,   dV = beta dR,   dS^T = total dS^T + (q_in ∘ dO^T) q − (beta in ∘ dR^T) k
+// With a decay per channel out, q_in and in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // dU, A and dR go into products as a bf16 and its rest, as in the forward walk. Writers store dS, dR and dV.
 #include "cuda/kernels/gated_delta_rule/store.h"
 #include "cuda/kernels/gated_delta_rule/walk.h"
@@ -7,12 +8,13 @@
 namespace braid::delta_cuda {
 namespace {
 
-template <int keys, int groups, int members, int stages>
-struct BackwardPlan : WalkPlan<keys, groups, members> {
-  using Walk = WalkPlan<keys, groups, members>;
+template <int keys, int groups, int members, int stages, bool by_channel>
+struct BackwardPlan : WalkPlan<keys, groups, members, by_channel> {
+  using Walk = WalkPlan<keys, groups, members, by_channel>;
   static constexpr int kStages = stages;
-  // A stage: k, q, A, its rest, P, factors, d_o.
-  static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = kInverse + 2 * kTileBytes;
+  // A stage: k, q (with decays per channel k_out, q_in, k_in), A, its rest, P, factors, d_o.
+  static constexpr int kQuery = Walk::kRowBytes, kUpdate = by_channel ? 2 * Walk::kRowBytes : 0;
+  static constexpr int kInverse = (by_channel ? 3 : 2) * Walk::kRowBytes, kScores = kInverse + 2 * kTileBytes;
   static constexpr int kFactors = kScores + kTileBytes, kValues = kFactors + kFactorBytes, kStageBytes = kValues + groups * kSliceBytes;
   static constexpr int kPlaces = stages * kStageBytes, kSharedBytes = kPlaces + groups * Walk::kPublished;
   static_assert(kSharedBytes <= 227 * 1024);
@@ -26,19 +28,27 @@ __device__ inline void load_chunks(const BackwardParams& params, const Lane& x, 
     if (step < x.chunks) {
       const uint32_t stage = start + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes;
       const int64_t chunk = x.chunks - 1 - step, lane = (x.slot + chunk) * p.HV + x.j;
-      load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-      load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
-      copy_bytes<3 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      if constexpr (Plan::kByChannel) {
+        load_decayed<Plan>(p, x, kKeysOut, chunk, stage, thread);
+        load_decayed<Plan>(p, x, kQueriesIn, chunk, stage + Plan::kQuery, thread);
+        load_decayed<Plan>(p, x, kKeysIn, chunk, stage + Plan::kUpdate, thread);
+      } else {
+        load_keys<Plan>(p, x, p.k, chunk, stage, thread);
+        load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
+      }
+      copy_bytes<3 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * num_squares(Plan::kByChannel) * kSquare, thread);
       copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
     }
     device::cp_async_commit();
   };
-  for (int step = 0; step < Plan::kStages - 1; ++step) load(step);
+  constexpr int kAhead = Plan::kStages > 1 ? Plan::kStages - 1 : 1;
+  for (int step = 0; step < kAhead; ++step) load(step);
   for (int64_t step = 0; step < x.chunks; ++step) {
-    device::cp_async_wait<Plan::kStages - 2>();
+    device::cp_async_wait<kAhead - 1>();
     __syncthreads();
-    load(step + Plan::kStages - 1);
+    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
+    load(step + kAhead);
   }
   __syncthreads();
 }
@@ -57,7 +67,7 @@ __device__ inline void scale_fragment(uint32_t (&a)[4], const float* factor, int
 template <class Plan>
 __device__ inline void add_outputs(float (&u)[8][4], const float* factors, uint32_t values, uint32_t scores, int member) {
   const uint32_t square = lane_offset<kChunk, false>();
-  scale_tokens(u, factors + kKeyOut * kChunk);
+  if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
 #pragma unroll
   for (int l = 0; l < 4; ++l) {
     if (Plan::kMembers == 2 && member != (l % 3 != 0)) continue;  // 1 + 4 blocks and 2 + 3
@@ -92,7 +102,7 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
     add_outputs<Plan>(u, factors, values, stage + Plan::kScores, group.member);
     group.add_up(u);
     group.publish_state(fragments);
-    scale_state<keys>(state, factors[kTotal * kChunk]);
+    decay_state<Plan>(state, factors, group.member);
     multiply_inverse<true>(r, u, stage + Plan::kInverse);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
@@ -100,27 +110,28 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
       to_fragment(a, r[2 * l], r[2 * l + 1]);
       if (Plan::kMembers == 1 || group.member == 0) group.publish(Plan::kStateFragments, l, a);
     }
-    scale_tokens(r, factors + kBeta * kChunk);
+    scale_each(r, factors + kBeta * kChunk);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4];
       to_fragment(a, r[2 * l], r[2 * l + 1]);
       if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, a);
     }
-    scale_tokens(r, factors + kKeyIn * kChunk);
+    if constexpr (!Plan::kByChannel) scale_each(r, factors + kKeyIn * kChunk);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
       device::ldmatrix_x4_transposed(a, values + 16 * l * 32);
-      scale_fragment(a, factors + kQueryIn * kChunk, 16 * l);
+      if constexpr (!Plan::kByChannel) scale_fragment(a, factors + kQueryIn * kChunk, 16 * l);
       update_state<Plan::K, keys, false>(state, a, a, key_tile + Plan::kQuery, 16 * l);
 #pragma unroll
       for (int n = 2 * l; n < 2 * l + 2; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
       to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
-      update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
+      update_state<Plan::K, keys, true>(state, a, rest, key_tile + Plan::kUpdate, 16 * l);
     }
+    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
     offset = offset + Plan::kStageBytes == Plan::kPlaces ? 0 : offset + Plan::kStageBytes;
   }
   __syncthreads();
@@ -179,11 +190,17 @@ void launch_plan(Context& ctx, const BackwardParams& params) {
 }  // namespace
 
 void launch_backward(Context& ctx, const BackwardParams& params) {
-  const bool narrow = is_narrow(params.problem);
-  if (params.problem.K == 64) launch_plan<BackwardPlan<64, 4, 1, 3>>(ctx, params);
-  else if (params.problem.K == 128 && narrow) launch_plan<BackwardPlan<128, 2, 2, 3>>(ctx, params);
-  else if (params.problem.K == 128) launch_plan<BackwardPlan<128, 4, 1, 2>>(ctx, params);
-  else launch_plan<BackwardPlan<256, 2, 2, 2>>(ctx, params);
+  const bool narrow = is_narrow(params.problem), by_channel = params.problem.channel_decay;
+  switch (params.problem.K) {
+    case 64:
+      return by_channel ? launch_plan<BackwardPlan<64, 4, 1, 3, true>>(ctx, params) : launch_plan<BackwardPlan<64, 4, 1, 3, false>>(ctx, params);
+    case 128:
+      if (narrow && by_channel) return launch_plan<BackwardPlan<128, 2, 2, 2, true>>(ctx, params);
+      if (narrow) return launch_plan<BackwardPlan<128, 2, 2, 3, false>>(ctx, params);
+      return by_channel ? launch_plan<BackwardPlan<128, 4, 1, 2, true>>(ctx, params) : launch_plan<BackwardPlan<128, 4, 1, 2, false>>(ctx, params);
+    default:
+      return by_channel ? launch_plan<BackwardPlan<256, 2, 2, 1, true>>(ctx, params) : launch_plan<BackwardPlan<256, 2, 2, 2, false>>(ctx, params);
+  }
 }
 
 }  // namespace braid::delta_cuda

@@ -1,6 +1,7 @@
 // The chunked form on a GPU: which problems it takes, what it keeps for backward, the order of its kernels.
 //
-// In Saved, `log_decay` holds the factors of the chunks (beta is one of them), `inverse` A, its rest and P of each chunk.
+// In Saved, `beta` holds the factors of the chunks (beta is one of them), `inverse` A, its rest and P of each chunk (and its rest); with a decay per
+// channel `log_decay` is what was given and `initial_state` holds the decayed rows of q and k.
 #include <cmath>
 
 #include "cuda/kernels/gated_delta_rule/chunks.h"
@@ -25,7 +26,9 @@ Problem make_problem(Context& ctx, const GatedDeltaRule::Saved& x, const GatedDe
   p.q_norm = cuda::address_of<float>(x.q_rstd), p.k_norm = cuda::address_of<float>(x.k_rstd);
   p.cu = attrs.seqs.on_device(ctx).data<int64_t>();
   p.scale = static_cast<float>(attrs.scale.value_or(1 / std::sqrt(static_cast<double>(p.K))));
-  p.factors = x.log_decay.data<float>(), p.squares = address_of_bf16(x.inverse);
+  if (x.log_decay) p.channel_decay = x.log_decay.raw(), p.channel_decay_is_float = x.log_decay.dtype() == DType::f32;
+  p.decayed = address_of_bf16(x.initial_state);
+  p.factors = x.beta.data<float>(), p.squares = address_of_bf16(x.inverse);
   p.states = address_of_bf16(x.states), p.u = address_of_bf16(x.u);
   return p;
 }
@@ -34,7 +37,7 @@ Problem make_problem(Context& ctx, const GatedDeltaRule::Saved& x, const GatedDe
 
 bool takes(Context& ctx, const GatedDeltaRule::Inputs& in, const GatedDeltaRule::Attrs& attrs) {
   const int64_t K = in.q.size(2), V = in.v.size(2);
-  if (in.q.dtype() != DType::bf16 || (in.log_decay && in.log_decay.rank() != 2)) return false;
+  if (in.q.dtype() != DType::bf16) return false;
   if ((K != 64 && K != 128 && K != 256) || V % kChunk != 0 || in.v.size(1) > 65535) return false;
   if (chosen_form(attrs.form, attrs.seqs.max_length()) == Form::token) return false;
   return cuda::facts(ctx.device().index).shared_bytes_per_block >= kMaxSharedBytes;
@@ -43,7 +46,8 @@ bool takes(Context& ctx, const GatedDeltaRule::Inputs& in, const GatedDeltaRule:
 GatedDeltaRule::Saved forward(Context& ctx, const GatedDeltaRule::Inputs& in, const GatedDeltaRule::Attrs& attrs, GatedDeltaRule::Outputs& out) {
   const int64_t N = in.q.size(0), H = in.q.size(1), K = in.q.size(2), HV = in.v.size(1), V = in.v.size(2);
   const int64_t slots = N / kChunk + attrs.seqs.count();
-  const Tensor beta = in_float(ctx, in.beta), log_decay = in_float(ctx, in.log_decay);
+  const bool by_channel = in.log_decay && in.log_decay.rank() == 3;
+  const Tensor beta = in_float(ctx, in.beta), log_decay = by_channel ? Tensor{} : in_float(ctx, in.log_decay);
   GatedDeltaRule::Saved saved;
   saved.q = in.q, saved.k = in.k, saved.v = in.v;
   if (attrs.qk_l2norm) {
@@ -56,13 +60,18 @@ GatedDeltaRule::Saved forward(Context& ctx, const GatedDeltaRule::Inputs& in, co
     normalize(in.q, saved.q, saved.q_rstd);
     normalize(in.k, saved.k, saved.k_rstd);
   }
-  saved.log_decay = Tensor::empty(ctx, {slots, HV, kNumFactors, kChunk}, DType::f32);
-  saved.inverse = Tensor::empty(ctx, {slots, HV, 3, kChunk, kChunk}, DType::bf16);
+  if (by_channel) {
+    saved.log_decay = in.log_decay;
+    saved.initial_state = Tensor::empty(ctx, {kNumDecayed, N, HV, K}, DType::bf16);
+  }
+  saved.beta = Tensor::empty(ctx, {slots, HV, kNumFactors, kChunk}, DType::f32);
+  saved.inverse = Tensor::empty(ctx, {slots, HV, num_squares(by_channel), kChunk, kChunk}, DType::bf16);
   saved.states = Tensor::empty(ctx, {slots, HV, V, K}, DType::bf16);
   saved.u = Tensor::empty(ctx, {N, HV, V}, DType::bf16);
   Problem p = make_problem(ctx, saved, attrs);
   p.beta = beta.data<float>(), p.log_decay = cuda::address_of<float>(log_decay);
-  launch_chunks(ctx, p);
+  if (by_channel) launch_channel_chunks(ctx, p);
+  else launch_chunks(ctx, p);
   launch_forward(ctx, {p, cuda::address_of<float>(in.initial_state), out.final_state.data<float>(), address_of_bf16(out.o)});
   return saved;
 }
@@ -84,10 +93,16 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
   };
   const Tensor d_q = scratch(d_in.q, {p.N, p.HV, p.K}, DType::bf16, direct), d_k = scratch(d_in.k, {p.N, p.HV, p.K}, DType::bf16, direct);
   const auto in_float_too = [&](const Tensor& x) { return scratch(x, {p.N, p.HV}, DType::f32, x && x.dtype() == DType::f32); };
-  const Tensor d_beta = in_float_too(d_in.beta), d_log_decay = in_float_too(d_in.log_decay);
+  const Tensor d_beta = in_float_too(d_in.beta), d_log_decay = p.channel_decay ? Tensor{} : in_float_too(d_in.log_decay);
   params.d_q = address_of_bf16(d_q), params.d_k = address_of_bf16(d_k);
   params.d_beta = cuda::address_of<float>(d_beta), params.d_log_decay = cuda::address_of<float>(d_log_decay);
-  launch_gradients(ctx, params);
+  if (p.channel_decay) {
+    params.d_channel_decay = cuda::address(d_in.log_decay);
+    params.d_channel_decay_is_float = d_in.log_decay && d_in.log_decay.dtype() == DType::f32;
+    launch_channel_gradients(ctx, params);
+  } else {
+    launch_gradients(ctx, params);
+  }
 
   const auto gather = [&](const Tensor& d_y, const Tensor& y, const float* norm, const Tensor& d_x) {
     if (!d_x || direct) return;
@@ -97,7 +112,7 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
   gather(d_q, saved.q, p.q_norm, d_in.q);
   gather(d_k, saved.k, p.k_norm, d_in.k);
   if (d_in.beta && d_in.beta.dtype() != DType::f32) convert_into(ctx, d_in.beta, d_beta, false);
-  if (d_in.log_decay && d_in.log_decay.dtype() != DType::f32) convert_into(ctx, d_in.log_decay, d_log_decay, false);
+  if (d_log_decay && d_in.log_decay.dtype() != DType::f32) convert_into(ctx, d_in.log_decay, d_log_decay, false);
 }
 
 }  // namespace braid::delta_cuda

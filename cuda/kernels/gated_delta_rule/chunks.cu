@@ -1,25 +1,19 @@
 // What a chunk is before any state is known: its factors, scores P = scale (q k^T ∘ decay) and A = (I + L)^{-1} with
 // L = strictly lower part of diag(beta) (k k^T ∘ decay). All chunks in parallel.
 #include "cuda/kernels/gated_delta_rule/chunks.h"
-#include "cuda/kernels/gated_delta_rule/tiles.h"
+#include "cuda/kernels/gated_delta_rule/inverse.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::delta_cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kPitch = kChunk + 4;   // floats of a row of a square: rows are 16-byte aligned and start four banks apart
 constexpr float kNoDecay = -104.0f;  // exp of less is 0: the sum over a chunk stays finite and its differences keep their digits
 
 template <int K>
 struct Shared {
   struct Rows {
     bf16 k[kChunk * K], q[kChunk * K];
-  };
-  struct Squares {
-    float lower[kChunk][kPitch];    // L
-    float inverse[kChunk][kPitch];  // A
-    float product[kChunk / 2][kChunk / 2 + 4];
   };
   union {  // one after the other: the less a block needs, the more blocks hide each other's waiting
     Rows rows;
@@ -109,84 +103,6 @@ __device__ inline void compute_squares(S& shared, bf16* scores) {
   }
 }
 
-/// to[rows][columns] (+)= sign · a b for a thread's `width` columns of a row, b [size, …].
-template <int size, int width, class A, class B>
-__device__ inline void row_product(float (&sum)[width], const A* a, const B* b, int pitch) {
-#pragma unroll
-  for (int c = 0; c < width; ++c) sum[c] = 0;
-#pragma unroll 4
-  for (int l = 0; l < size; ++l) {
-    const float factor = a[l];
-#pragma unroll
-    for (int c = 0; c < width; c += 4) {
-      const float4 row = *reinterpret_cast<const float4*>(b + l * pitch + c);
-      sum[c] += factor * row.x, sum[c + 1] += factor * row.y, sum[c + 2] += factor * row.z, sum[c + 3] += factor * row.w;
-    }
-  }
-}
-
-/// A in float32: blocks of 16 by substitution, then [[A1, 0], [−A2 L21 A1, A2]] for blocks of 32 and of 64.
-template <class S>
-__device__ inline void invert(S& shared) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  auto &lower = shared.squares.lower, &inverse = shared.squares.inverse;
-  auto& product = shared.squares.product;
-  for (int i = threadIdx.x; i < kChunk * kPitch; i += kThreads) (&inverse[0][0])[i] = 0;
-  __syncthreads();
-  if (lane < 16) {
-    const int start = 16 * warp;
-    float x[16];
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float sum = i == lane ? 1.0f : 0.0f;
-#pragma unroll
-      for (int l = 0; l < i; ++l) sum -= lower[start + i][start + l] * x[l];
-      x[i] = sum;
-      inverse[start + i][start + lane] = sum;
-    }
-  }
-  __syncthreads();
-  {
-    const int start = threadIdx.x / 64 * 32, row = threadIdx.x % 64 / 4, column = threadIdx.x % 4 * 4;
-    float sum[4];
-    row_product<16>(sum, &lower[start + 16 + row][start], &inverse[start][start + column], kPitch);
-    *reinterpret_cast<float4*>(&product[start / 2 + row][column]) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-    __syncthreads();
-    row_product<16>(sum, &inverse[start + 16 + row][start + 16], &product[start / 2][column], kChunk / 2 + 4);
-    *reinterpret_cast<float4*>(&inverse[start + 16 + row][start + column]) = make_float4(-sum[0], -sum[1], -sum[2], -sum[3]);
-  }
-  __syncthreads();
-  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 8;
-  float sum[8];
-  row_product<32>(sum, &lower[32 + row][0], &inverse[0][column], kPitch);
-#pragma unroll
-  for (int c = 0; c < 8; ++c) product[row][column + c] = sum[c];
-  __syncthreads();
-  row_product<32>(sum, &inverse[32 + row][32], &product[0][column], kChunk / 2 + 4);
-#pragma unroll
-  for (int c = 0; c < 8; ++c) inverse[32 + row][column + c] = -sum[c];
-  __syncthreads();
-}
-
-/// A as two tiles: rounded, and what rounding left over.
-template <class S>
-__device__ inline void store_inverse(const S& shared, bf16* to) {
-#pragma unroll
-  for (int i = threadIdx.x; i < kSquare / 8; i += kThreads) {
-    const int row = i / 8, column = i % 8 * 8;
-    uint4 rounded, rest;
-    const float* x = &shared.squares.inverse[row][column];
-    const auto split = [&](uint32_t& high, uint32_t& low, int c) {
-      high = device::pack_bf16(x[c], x[c + 1]);
-      low = rest_of(high, x[c], x[c + 1]);
-    };
-    split(rounded.x, rest.x, 0), split(rounded.y, rest.y, 2), split(rounded.z, rest.z, 4), split(rounded.w, rest.w, 6);
-    char* at = reinterpret_cast<char*>(to) + tile_offset<kChunk>(row, column);
-    *reinterpret_cast<uint4*>(at) = rounded;
-    *reinterpret_cast<uint4*>(at + kSquare * sizeof(bf16)) = rest;
-  }
-}
-
 template <int K>
 __global__ void __launch_bounds__(kThreads) chunk_kernel(Problem p) {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -205,8 +121,8 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Problem p) {
   bf16* squares = p.squares + (blockIdx.x * p.HV + j) * 3 * kSquare;
   compute_squares<K>(shared, squares + 2 * kSquare);
   __syncthreads();
-  invert(shared);
-  store_inverse(shared, squares);
+  invert<kThreads>(shared.squares);
+  store_split<kThreads>(shared.squares.inverse, squares);
 }
 
 template <int K>

@@ -12,6 +12,7 @@ using device::bf16;
 
 inline constexpr int kChunk = 64;
 inline constexpr int kSquare = kChunk * kChunk;
+inline constexpr int kTileBytes = kSquare * 2;  // of bf16
 
 /// Rows of `factors`: what multiplies a token's row on its way in and out of a state. q and k are raw: their norms live here.
 enum Factor : int {
@@ -24,6 +25,16 @@ enum Factor : int {
   kQueryNorm,  // 1 / |q|
   kTotal,      // exp(g_end), in the first element
   kNumFactors
+};
+/// With a decay per channel the decays are in the rows of `decayed`; exp(g_end) of each channel, [K], takes the place of the first four rows.
+inline constexpr int kTotals = kLogDecay * kChunk;
+
+/// Parts of `decayed`, of normalised q and k.
+enum Decayed : int {
+  kQueriesIn,  // scale q exp(g)
+  kKeysIn,     // k exp(g)
+  kKeysOut,    // k exp(g_end − g)
+  kNumDecayed
 };
 
 /// One problem, as every kernel sees it. A null pointer is an absent input or an unwanted result.
@@ -38,14 +49,20 @@ struct Problem {
   const int64_t* cu;       // [S + 1]
   int64_t S, N, H, HV, K, V, slots;
   float scale;
+  const void* channel_decay;  // [N, HV, K]: log decay of each channel, instead of log_decay
+  bool channel_decay_is_float;
 
   float* factors;  // [slots, HV, kNumFactors, 64]
-  bf16* squares;   // [slots, HV, 3, 64, 64], in tile order: A, what rounding left of it over, P = scale (q k^T ∘ decay)
+  bf16* squares;   // [slots, HV, num_squares(), 64, 64], in tile order: A, its rest, P = scale (q k^T ∘ decay), with decays per channel its rest
+  bf16* decayed;   // [kNumDecayed, N, HV, K], with decays per channel
   bf16* states;    // [slots, HV, V, K]: before each chunk
   bf16* u;         // [N, HV, V]
 };
+/// A number rounded to bf16 leaves a rest, which is kept as a second bf16 where it matters.
+constexpr int num_squares(bool by_channel) { return by_channel ? 4 : 3; }
 
 void launch_chunks(Context& ctx, const Problem& p);
+void launch_channel_chunks(Context& ctx, const Problem& p);
 
 struct ForwardParams {
   Problem problem;
@@ -68,11 +85,14 @@ void launch_backward(Context& ctx, const BackwardParams& params);
 
 struct GradientParams {
   BackwardParams backward;
-  bf16 *d_q, *d_k;     // [N, HV, K] or null: of normalised q and k, per value head
-  float* d_beta;       // [N, HV] or null
-  float* d_log_decay;  // [N, HV] or null
+  bf16 *d_q, *d_k;        // [N, HV, K] or null: of normalised q and k, per value head
+  float* d_beta;          // [N, HV] or null
+  float* d_log_decay;     // [N, HV] or null
+  void* d_channel_decay;  // [N, HV, K] or null, with decays per channel
+  bool d_channel_decay_is_float;
 };
 void launch_gradients(Context& ctx, const GradientParams& params);
+void launch_channel_gradients(Context& ctx, const GradientParams& params);
 
 struct NormParams {
   const bf16* x;    // [rows, K]

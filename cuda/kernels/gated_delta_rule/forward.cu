@@ -1,6 +1,7 @@
 // The forward walk. Of a chunk with the state S before it, all transposed (columns of V are rows), with X = beta (v − k⁺ S):
 //   X^T = beta (v^T − in ∘ S^T k^T),   U^T = X^T A^T,   S^T = total S^T + (out ∘ U^T) k           members
 //   O^T = q_in ∘ (S^T q^T) + U^T P^T                                                               writers
+// With a decay per channel in, out and q_in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state.
 #include "cuda/kernels/gated_delta_rule/store.h"
 #include "cuda/kernels/gated_delta_rule/walk.h"
@@ -8,14 +9,16 @@
 namespace braid::delta_cuda {
 namespace {
 
-template <int keys, int groups, int members, int stages>
-struct ForwardPlan : WalkPlan<keys, groups, members> {
-  using Walk = WalkPlan<keys, groups, members>;
+template <int keys, int groups, int members, int stages, bool by_channel>
+struct ForwardPlan : WalkPlan<keys, groups, members, by_channel> {
+  using Walk = WalkPlan<keys, groups, members, by_channel>;
   static constexpr int kStages = stages;
-  // A member's stage: k, A, its rest, factors, v. A writer's: q, P, q_in.
-  static constexpr int kInverse = Walk::kRowBytes, kFactors = kInverse + 2 * kTileBytes, kValues = kFactors + kFactorBytes;
+  // A member's stage: k (with decays per channel k_in, k_out), A, its rest, factors, v. A writer's: q, P, q_in (q_in, P, its rest).
+  static constexpr int kUpdate = by_channel ? Walk::kRowBytes : 0, kInverse = kUpdate + Walk::kRowBytes, kFactors = kInverse + 2 * kTileBytes,
+                       kValues = kFactors + kFactorBytes;
   static constexpr int kStageBytes = kValues + groups * kSliceBytes;
-  static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + kTileBytes, kWriterBytes = kQueryFactors + kChunk * 4;
+  static constexpr int kScores = Walk::kRowBytes, kScoreBytes = (by_channel ? 2 : 1) * kTileBytes;
+  static constexpr int kQueryFactors = kScores + kScoreBytes, kWriterBytes = kQueryFactors + (by_channel ? 0 : kChunk * 4);
   static constexpr int kWriters = stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
   static constexpr int kSharedBytes = kPlaces + groups * Walk::kPublished;
   static_assert(kSharedBytes <= 227 * 1024);
@@ -23,14 +26,20 @@ struct ForwardPlan : WalkPlan<keys, groups, members> {
 
 template <class Plan>
 __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, uint32_t start) {
+  constexpr int kSquares = num_squares(Plan::kByChannel);
   const Problem& p = params.problem;
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
   const auto load_stage = [&](int64_t chunk) {
     if (chunk < x.chunks) {
       const uint32_t stage = start + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
       const int64_t lane = (x.slot + chunk) * p.HV + x.j;
-      load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      if constexpr (Plan::kByChannel) {
+        load_decayed<Plan>(p, x, kKeysIn, chunk, stage, thread);
+        load_decayed<Plan>(p, x, kKeysOut, chunk, stage + Plan::kUpdate, thread);
+      } else {
+        load_keys<Plan>(p, x, p.k, chunk, stage, thread);
+      }
+      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * kSquares * kSquare, thread);
       copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, p.v, chunk, stage + Plan::kValues, thread);
     }
@@ -39,22 +48,29 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
   const auto load_writers = [&](int64_t chunk) {
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
     const int64_t lane = (x.slot + chunk) * p.HV + x.j;
-    load_keys<Plan>(p, x, p.q, chunk, stage, thread);
-    copy_bytes<kTileBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
-    copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
+    copy_bytes<Plan::kScoreBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * kSquares + 2) * kSquare, thread);
+    if constexpr (Plan::kByChannel) {
+      load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
+    } else {
+      load_keys<Plan>(p, x, p.q, chunk, stage, thread);
+      copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
+    }
     device::cp_async_commit();
   };
-  for (int chunk = 0; chunk < Plan::kStages - 1; ++chunk) load_stage(chunk);
+  constexpr int kAhead = Plan::kStages > 1 ? Plan::kStages - 1 : 1;
+  for (int chunk = 0; chunk < kAhead; ++chunk) load_stage(chunk);
   for (int64_t chunk = 0; chunk <= x.chunks; ++chunk) {
-    device::cp_async_wait<Plan::kStages - 2>();
+    device::cp_async_wait<kAhead - 1>();
     __syncthreads();
     if (chunk == x.chunks) break;
     load_writers(chunk);
-    load_stage(chunk + Plan::kStages - 1);
+    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
+    load_stage(chunk + kAhead);
   }
 }
 
-/// r = beta (v − in r), v the group's own 16 columns.
+/// r = beta (v − in r), v the group's own 16 columns; without_in: r = beta (v − r).
+template <bool without_in>
 __device__ inline void subtract_from_values(float (&r)[8][4], uint32_t values, const float* factors) {
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
@@ -63,7 +79,7 @@ __device__ inline void subtract_from_values(float (&r)[8][4], uint32_t values, c
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int n = 2 * m + half, token = 8 * n + threadIdx.x % 4 * 2;
-      const float2 in = *reinterpret_cast<const float2*>(factors + kKeyIn * kChunk + token);
+      const float2 in = without_in ? make_float2(1, 1) : *reinterpret_cast<const float2*>(factors + kKeyIn * kChunk + token);
       const float2 beta = *reinterpret_cast<const float2*>(factors + kBeta * kChunk + token);
       r[n][0] = beta.x * (device::low_bf16(v[2 * half]) - in.x * r[n][0]);
       r[n][1] = beta.y * (device::high_bf16(v[2 * half]) - in.y * r[n][1]);
@@ -92,9 +108,9 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
     multiply_state<Plan::K, keys>(r, fragments, key_tile);
     group.add_up(r);
     group.publish_state(fragments);
-    subtract_from_values(r, start + stage + Plan::kValues + group.group * kSliceBytes, factors);
+    subtract_from_values<Plan::kByChannel>(r, start + stage + Plan::kValues + group.group * kSliceBytes, factors);
     multiply_inverse<false>(u, r, start + stage + Plan::kInverse);
-    scale_state<keys>(state, factors[kTotal * kChunk]);
+    decay_state<Plan>(state, factors, group.member);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
@@ -102,13 +118,14 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
       if (Plan::kMembers == 1 || group.member == 0) group.publish(Plan::kStateFragments, l, a);
       if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, rest);
     }
-    scale_tokens(u, factors + kKeyOut * kChunk);
+    if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
       to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
-      update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
+      update_state<Plan::K, keys, true>(state, a, rest, key_tile + Plan::kUpdate, 16 * l);
     }
+    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
     stage = stage + Plan::kStageBytes == Plan::kWriters ? 0 : stage + Plan::kStageBytes;
   }
   __syncthreads();
@@ -135,15 +152,20 @@ __device__ inline void write_outputs(const ForwardParams& params, const Lane& x,
     const int offset = Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes, count = x.count(chunk);
     float o[8][4] = {};
     multiply_state<K, K>(o, state, start + offset);
-    scale_tokens(o, reinterpret_cast<const float*>(memory + offset + Plan::kQueryFactors));
+    if constexpr (!Plan::kByChannel) scale_each(o, reinterpret_cast<const float*>(memory + offset + Plan::kQueryFactors));
 #pragma unroll
     for (int l = 0; l < 4; ++l)
 #pragma unroll
       for (int m = l; m < 4; ++m) {
         uint32_t b[4];
-        device::ldmatrix_x4(b, start + offset + Plan::kScores + block_at<kChunk>(square, 16 * m, 16 * l));
+        const uint32_t at = start + offset + Plan::kScores + block_at<kChunk>(square, 16 * m, 16 * l);
+        device::ldmatrix_x4(b, at);
         mma_two(o[2 * m], o[2 * m + 1], u[l], b);
         mma_two(o[2 * m], o[2 * m + 1], rest[l], b);
+        if constexpr (Plan::kByChannel) {
+          device::ldmatrix_x4(b, at + kTileBytes);
+          mma_two(o[2 * m], o[2 * m + 1], u[l], b);
+        }
       }
     const int64_t row = (x.first(chunk) * p.HV + x.j) * p.V + column;
     bf16* kept = p.states + (((x.slot + chunk) * p.HV + x.j) * p.V + column) * K;
@@ -179,11 +201,17 @@ void launch_plan(Context& ctx, const ForwardParams& params) {
 }  // namespace
 
 void launch_forward(Context& ctx, const ForwardParams& params) {
-  const bool narrow = is_narrow(params.problem);
-  if (params.problem.K == 64) launch_plan<ForwardPlan<64, 4, 1, 3>>(ctx, params);
-  else if (params.problem.K == 128 && narrow) launch_plan<ForwardPlan<128, 2, 2, 3>>(ctx, params);
-  else if (params.problem.K == 128) launch_plan<ForwardPlan<128, 4, 1, 3>>(ctx, params);
-  else launch_plan<ForwardPlan<256, 2, 2, 2>>(ctx, params);
+  const bool narrow = is_narrow(params.problem), by_channel = params.problem.channel_decay;
+  switch (params.problem.K) {
+    case 64:
+      return by_channel ? launch_plan<ForwardPlan<64, 4, 1, 3, true>>(ctx, params) : launch_plan<ForwardPlan<64, 4, 1, 3, false>>(ctx, params);
+    case 128:
+      if (narrow && by_channel) return launch_plan<ForwardPlan<128, 2, 2, 2, true>>(ctx, params);
+      if (narrow) return launch_plan<ForwardPlan<128, 2, 2, 3, false>>(ctx, params);
+      return by_channel ? launch_plan<ForwardPlan<128, 4, 1, 2, true>>(ctx, params) : launch_plan<ForwardPlan<128, 4, 1, 3, false>>(ctx, params);
+    default:
+      return by_channel ? launch_plan<ForwardPlan<256, 2, 2, 1, true>>(ctx, params) : launch_plan<ForwardPlan<256, 2, 2, 2, false>>(ctx, params);
+  }
 }
 
 }  // namespace braid::delta_cuda

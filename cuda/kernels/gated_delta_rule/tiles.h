@@ -51,6 +51,15 @@ __device__ inline void to_fragments(uint32_t (&a)[4], uint32_t (&rest)[4], const
   rest[2] = rest_of(a[2], c1[0], c1[1]), rest[3] = rest_of(a[3], c1[2], c1[3]);
 }
 
+/// Sums [16 columns, tokens or channels] times a factor of each token or channel.
+template <int tiles>
+__device__ inline void scale_each(float (&c)[tiles][4], const float* factor) {
+#pragma unroll
+  for (int n = 0; n < tiles; ++n) {
+    const float2 f = *reinterpret_cast<const float2*>(factor + 8 * n + threadIdx.x % 4 * 2);
+    c[n][0] *= f.x, c[n][1] *= f.y, c[n][2] *= f.x, c[n][3] *= f.y;
+  }
+}
 __device__ inline uint32_t transposed(uint32_t x) {
   uint32_t y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
@@ -78,6 +87,17 @@ __device__ inline void copy_rows(uint32_t tile, const device::bf16* from, int64_
   for (int i = 0; i < rows * kPieces / threads; ++i) {
     const int at = i * threads + thread, row = at / kPieces, piece = at % kPieces;
     device::cp_async16(tile + tile_offset<width>(row, piece * 8), from + (row < count ? row * stride + piece * 8 : 0), row < count);
+  }
+}
+/// Writes the first `count` rows of a tile [64, width].
+template <int width, int threads>
+__device__ inline void store_rows(const unsigned char* tile, device::bf16* to, int64_t stride, int count, int thread) {
+  constexpr int kPieces = width / 8;
+#pragma unroll
+  for (int i = 0; i < 64 * kPieces / threads; ++i) {
+    const int at = i * threads + thread, row = at / kPieces, piece = at % kPieces;
+    if (row < count)
+      *reinterpret_cast<uint4*>(to + row * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + tile_offset<width>(row, piece * 8));
   }
 }
 /// Copies bytes as they lie.

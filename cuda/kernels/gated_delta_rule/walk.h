@@ -13,14 +13,14 @@
 namespace braid::delta_cuda {
 
 inline constexpr int kLoaders = 2;
-inline constexpr int kTileBytes = kSquare * 2;
 inline constexpr int kFactorBytes = kNumFactors * kChunk * 4;
 inline constexpr int kSliceBytes = kChunk * 16 * 2;  // 16 columns of v or d_o
 inline constexpr int kPublishedBytes = 2048;         // the fragments [16, 64] of one bf16 matrix
 
-template <int keys, int groups, int members>
+template <int keys, int groups, int members, bool by_channel>
 struct WalkPlan {
   static constexpr int K = keys, kGroups = groups, kMembers = members, kKeys = keys / members;
+  static constexpr bool kByChannel = by_channel;
   static_assert(kKeys % 64 == 0 && members <= 2);
   static constexpr int kStateWarps = groups * members, kThreads = 32 * (kStateWarps + groups + kLoaders);
   static constexpr int kRowBytes = kChunk * keys * 2;
@@ -52,6 +52,12 @@ template <class Plan>
 __device__ inline void load_keys(const Problem& p, const Lane& x, const bf16* rows, int64_t chunk, uint32_t to, int thread) {
   copy_rows<Plan::K, kLoaderThreads>(to, rows + (x.first(chunk) * p.H + x.head) * p.K, p.H * p.K, x.count(chunk), thread);
 }
+/// Rows of a part of `decayed`.
+template <class Plan>
+__device__ inline void load_decayed(const Problem& p, const Lane& x, Decayed part, int64_t chunk, uint32_t to, int thread) {
+  const bf16* from = p.decayed + ((part * p.N + x.first(chunk)) * p.HV + x.j) * p.K;
+  copy_rows<Plan::K, kLoaderThreads>(to, from, p.HV * p.K, x.count(chunk), thread);
+}
 template <class Plan>
 __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* values, int64_t chunk, uint32_t to, int thread) {
   const bf16* from = values ? values + (x.first(chunk) * p.HV + x.j) * p.V + x.column : p.k;
@@ -66,6 +72,12 @@ __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* 
 /// Barrier `id` of `threads` threads of the block.
 __device__ inline void meet(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 __device__ inline void arrive(int id, int threads) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+/// Where a block has one stage: members are done with it, loaders may fill it again.
+template <class Plan>
+__device__ inline void meet_loaders() {
+  meet(9, 32 * (Plan::kStateWarps + kLoaders));
+}
 
 /// One group's place and barriers, as a member or its writer sees them.
 template <class Plan>
@@ -142,10 +154,13 @@ __device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t 
     }
   }
 }
-template <int keys>
-__device__ inline void scale_state(float (&state)[keys / 8][4], float total) {
+/// The decay of a state over a chunk.
+template <class Plan>
+__device__ inline void decay_state(float (&state)[Plan::kKeys / 8][4], const float* factors, int member) {
+  if constexpr (Plan::kByChannel) return scale_each(state, factors + kTotals + member * Plan::kKeys);
+  const float total = factors[kTotal * kChunk];
 #pragma unroll
-  for (int n = 0; n < keys / 8; ++n)
+  for (int n = 0; n < Plan::kKeys / 8; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) state[n][i] *= total;
 }
@@ -175,15 +190,6 @@ __device__ inline void multiply_inverse(float (&c)[8][4], const float (&x)[8][4]
   for (int n = 0; n < 8; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[n][i] += small[n][i];
-}
-
-/// Sums [16 columns, 64 tokens] times a factor of each token.
-__device__ inline void scale_tokens(float (&c)[8][4], const float* factor) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    const float2 f = *reinterpret_cast<const float2*>(factor + 8 * n + threadIdx.x % 4 * 2);
-    c[n][0] *= f.x, c[n][1] *= f.y, c[n][2] *= f.x, c[n][3] *= f.y;
-  }
 }
 
 }  // namespace braid::delta_cuda

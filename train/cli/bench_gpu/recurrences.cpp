@@ -137,8 +137,10 @@ std::vector<GpuCase> recurrence_cases() {
     for (int64_t D : {64, 128}) for_splits(add_linear_attention, Heads{H, H, D, D}, Decay::head, DType::bf16);
   const Heads delta{16, 16, 128, 128}, wide{8, 8, 256, 256}, gdn{6, 6, 256, 512}, shared{8, 16, 128, 128};
   for (Decay decay : {Decay::none, Decay::head, Decay::channel}) for_splits(add_delta_rule, delta, decay, DType::bf16);
-  for (Decay decay : {Decay::none, Decay::head}) for_splits(add_delta_rule, wide, decay, DType::bf16);
-  for (const Heads& heads : {gdn, shared}) for_splits(add_delta_rule, heads, Decay::head, DType::bf16);
+  for (Decay decay : {Decay::none, Decay::head, Decay::channel}) for_splits(add_delta_rule, wide, decay, DType::bf16);
+  for (const Heads& heads : {gdn, shared})
+    for (Decay decay : {Decay::head, Decay::channel}) for_splits(add_delta_rule, heads, decay, DType::bf16);
+  for_splits(add_delta_rule, Heads{16, 16, 64, 64}, Decay::channel, DType::bf16);
   return cases;
 }
 

@@ -1,0 +1,238 @@
+// What a chunk is before any state is known, with a decay per channel: rows of q and k decayed from the chunk's start and to its end, scores P and
+// A = (I + L)^{-1}, P and L summed over channels by levels (levels.h). All chunks in parallel.
+//
+// Pairs are products of half floats, three digits finer than bf16: rows are brought into their range by powers of two, factors are at most 1, and
+// what is below 2^−24 beside a row's largest element counts as zero.
+#include "cuda/device/half.h"
+#include "cuda/kernels/gated_delta_rule/inverse.h"
+#include "cuda/kernels/gated_delta_rule/levels.h"
+#include "cuda/runtime/check.h"
+
+namespace braid::delta_cuda {
+namespace {
+
+struct ChannelShared {
+  struct Rows {
+    unsigned char q[kTileBytes], k[kTileBytes];
+    unsigned char scaled[2][2][kTileBytes];  // by turns, so that one barrier a level is enough: queries or lower keys, upper keys
+    LogSums sums;
+  };
+  union {
+    Rows rows;
+    Squares squares;
+  };
+  float factors[kNumFactors][kChunk];
+  float q_shift[kChunk], k_shift[kChunk];
+  float diagonal[2][kChunk];
+  float totals[kLevelThreads];
+};
+
+/// The power of two that brings the largest element of a row to about 1.
+__device__ inline void find_shifts(const bf16* rows, int64_t stride, int64_t K, int count, float* shifts) {
+  const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
+  float largest = 0;
+  for (int64_t c = 8 * quarter; row < count && c < K; c += 32) {
+    float x[8];
+    device::load(rows + row * stride + c, x);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[i]));
+  }
+  largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+  const int exponent = largest > 0 ? max(min(ilogbf(largest), 100), -100) : 0;
+  if (quarter == 0) shifts[row] = ldexpf(1.0f, -exponent);
+}
+
+__device__ inline void load_factors(const Problem& p, const Chunk& chunk, int64_t j, ChannelShared& shared) {
+  if (threadIdx.x >= kChunk) return;
+  const int i = threadIdx.x;
+  const bool live = i < chunk.count;
+  const int64_t token = chunk.first + (live ? i : 0), row = token * p.H + j / (p.HV / p.H);
+  shared.factors[kBeta][i] = live ? p.beta[token * p.HV + j] : 0.0f;
+  shared.factors[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;
+  shared.factors[kQueryNorm][i] = p.scale * (live && p.q_norm ? p.q_norm[row * 2] : 1.0f);
+}
+
+__device__ inline void mma_two_f16(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+  const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+  device::mma_f16(d0, a, first);
+  device::mma_f16(d1, a, second);
+}
+
+/// The pairs of a warp's band of 16 tokens: with those of the other half chunk, of the neighbouring band, and of their own band.
+struct PairSums {
+  float far[4][4] = {}, middle[2][4] = {}, near[2][4] = {};
+
+  /// Tokens of `rows` with those of `columns`.
+  __device__ void add(const unsigned char* rows, const unsigned char* columns, const Spot& spot, int level) {
+    if ((level == 32 && spot.band < 2) || (level == 16 && spot.band % 2 == 0)) return;
+    const uint32_t by_columns = lane_offset<kLevelKeys, false>(), by_rows = lane_offset<kLevelKeys, true>();
+    const uint32_t a_tile = device::shared_address(rows), b_tile = device::shared_address(columns);
+    float sum[2][4] = {};
+#pragma unroll
+    for (int c = 0; c < kLevelKeys; c += 16) {
+      uint32_t a[4], b[4];
+      device::ldmatrix_x4(a, a_tile + block_at<kLevelKeys>(by_columns, 16 * spot.band, c));
+      if (level == 32) {
+#pragma unroll
+        for (int n = 0; n < 4; n += 2) {
+          device::ldmatrix_x4(b, b_tile + block_at<kLevelKeys>(by_rows, 8 * n, c));
+          mma_two_f16(far[n], far[n + 1], a, b);
+        }
+      } else if (level == 16) {
+        device::ldmatrix_x4(b, b_tile + block_at<kLevelKeys>(by_rows, 16 * (spot.band - 1), c));
+        mma_two_f16(middle[0], middle[1], a, b);
+      } else {
+        device::ldmatrix_x4(b, b_tile + block_at<kLevelKeys>(by_rows, 16 * spot.band, c));
+        mma_two_f16(sum[0], sum[1], a, b);
+      }
+    }
+    if (level >= 16) return;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int t = spot.lane / 4 + i / 2 * 8, s = 8 * n + spot.lane % 4 * 2 + i % 2;
+        if ((t & level) && !(s & level) && ((t ^ s) & ~(2 * level - 1)) == 0) near[n][i] += sum[n][i];
+      }
+  }
+
+  /// body(t, s, sum) for all pairs of the warp with s < t, and for some others.
+  template <class Body>
+  __device__ void visit(const Spot& spot, Body&& body) const {
+    const auto tile = [&](const float(&sum)[4], int first) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) body(spot.row(i / 2), first + spot.lane % 4 * 2 + i % 2, sum[i]);
+    };
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+      if (spot.band >= 2) tile(far[n], 8 * n);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (spot.band % 2) tile(middle[n], 16 * (spot.band - 1) + 8 * n);
+      tile(near[n], 16 * spot.band + 8 * n);
+    }
+  }
+};
+
+/// Pairs of a slice of 64 channels, and the diagonal of q k^T.
+__device__ inline void add_slice(ChannelShared& shared, const Spot& spot, PairSums& pairs, float (&diagonal)[2]) {
+  auto& rows = shared.rows;
+  uint32_t q[2][4], k[2][4];
+  each([&](int i, int n) {
+    const float q_shift = shared.q_shift[spot.row(i)], k_shift = shared.k_shift[spot.row(i)];
+    const float2 x = to_floats(spot.word(rows.q, i, n)), y = to_floats(spot.word(rows.k, i, n));
+    q[i][n] = device::pack_f16(q_shift * x.x, q_shift * x.y), k[i][n] = device::pack_f16(k_shift * y.x, k_shift * y.y);
+    diagonal[i] += (q_shift * x.x) * (k_shift * y.x) + (q_shift * x.y) * (k_shift * y.y);
+  });
+#pragma unroll
+  for (int b = kLevels - 1; b >= 0; --b) {
+    const int level = 1 << b;
+    unsigned char *const first = rows.scaled[b % 2][0], *const second = rows.scaled[b % 2][1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const FactorAt at(rows.sums, spot, i, level);
+      const bool upper = spot.is_upper(i, level);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float2 f = at.factor(n);
+        const uint32_t factor = device::pack_f16(f.x, f.y), key = device::multiply_f16(k[i][n], factor);
+        spot.word(first, i, n) = upper ? device::multiply_f16(q[i][n], factor) : key;
+        if (upper) spot.word(second, i, n) = key;  // lower rows of it are read, but what comes of them is not
+      }
+    }
+    __syncthreads();
+    pairs.add(spot.half == 0 ? first : second, first, spot, level);
+  }
+}
+
+/// The decayed rows of a slice; two barriers after the last that read `scaled[1]`.
+__device__ inline void store_decayed(const Problem& p, const Chunk& chunk, int64_t j, int key, ChannelShared& shared, const Spot& spot) {
+  auto& rows = shared.rows;
+  unsigned char* const out = rows.scaled[1][0];
+  each([&](int i, int n) {
+    const int t = spot.row(i);
+    const float2 sum = *reinterpret_cast<const float2*>(&rows.sums[t][spot.column(n)]);
+    const float2 all = *reinterpret_cast<const float2*>(&rows.sums[kChunk - 1][spot.column(n)]);
+    const float2 in = {exp2_of(sum.x), exp2_of(sum.y)};
+    uint32_t &q = spot.word(rows.q, i, n), &k = spot.word(rows.k, i, n);
+    const float norm = shared.factors[kKeyNorm][t];
+    const float2 x = to_floats(q), y = to_floats(k);
+    q = scaled(x, shared.factors[kQueryNorm][t], in), k = scaled(y, norm, in);
+    spot.word(out, i, n) = scaled(y, norm, {exp2_of(all.x - sum.x), exp2_of(all.y - sum.y)});
+  });
+  if (threadIdx.x < kLevelKeys) (&shared.factors[0][0])[kTotals + key + threadIdx.x] = exp2_of(rows.sums[kChunk - 1][threadIdx.x]);
+  __syncthreads();
+  const int64_t at = (chunk.first * p.HV + j) * p.K + key, part = p.N * p.HV * p.K;
+  store_rows<kLevelKeys, kLevelThreads>(rows.q, p.decayed + kQueriesIn * part + at, p.HV * p.K, chunk.count, threadIdx.x);
+  store_rows<kLevelKeys, kLevelThreads>(rows.k, p.decayed + kKeysIn * part + at, p.HV * p.K, chunk.count, threadIdx.x);
+  store_rows<kLevelKeys, kLevelThreads>(out, p.decayed + kKeysOut * part + at, p.HV * p.K, chunk.count, threadIdx.x);
+  __syncthreads();
+}
+
+/// P and its rest, A and its rest.
+__device__ inline void store_squares(ChannelShared& shared, const Spot& spot, const PairSums& pairs, const float (&diagonal)[2], bf16* to) {
+  auto& squares = shared.squares;
+  for (int i = threadIdx.x; i < kChunk * kPitch; i += kLevelThreads) (&squares.lower[0][0])[i] = (&squares.inverse[0][0])[i] = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum = diagonal[i] + __shfl_xor_sync(0xffffffffu, diagonal[i], 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (spot.lane % 4 == 0) shared.diagonal[spot.half][spot.row(i)] = sum;
+  }
+  __syncthreads();
+  const auto& f = shared.factors;
+  const auto query = [&](int t) { return f[kQueryNorm][t] / shared.q_shift[t]; };
+  const auto key = [&](int t) { return f[kKeyNorm][t] / shared.k_shift[t]; };
+  pairs.visit(spot, [&](int t, int s, float sum) {
+    if (s >= t) return;
+    if (spot.half == 0) squares.inverse[t][s] = query(t) * sum * key(s);  // P for now
+    else squares.lower[t][s] = f[kBeta][t] * (key(t) * sum * key(s));
+  });
+  if (threadIdx.x < kChunk) {
+    const int t = threadIdx.x;
+    squares.inverse[t][t] = query(t) * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key(t);
+  }
+  __syncthreads();
+  store_split<kLevelThreads>(squares.inverse, to + 2 * kSquare);
+  __syncthreads();
+  invert<kLevelThreads>(squares);
+  store_split<kLevelThreads>(squares.inverse, to);
+}
+
+__global__ void __launch_bounds__(kLevelThreads, 3) channel_chunk_kernel(Problem p) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<ChannelShared*>(memory);
+  const Chunk chunk = chunk_of(p, blockIdx.x);
+  if (chunk.count == 0) return;
+  const int64_t j = blockIdx.y, lane = blockIdx.x * p.HV + j, stride = p.H * p.K, at = (chunk.first * p.H + j / (p.HV / p.H)) * p.K;
+  const Spot spot;
+  PairSums pairs;
+  float diagonal[2] = {};
+  load_factors(p, chunk, j, shared);
+  find_shifts(p.q + at, stride, p.K, chunk.count, shared.q_shift);
+  find_shifts(p.k + at, stride, p.K, chunk.count, shared.k_shift);
+  for (int key = 0; key < p.K; key += kLevelKeys) {
+    copy_rows<kLevelKeys, kLevelThreads>(device::shared_address(shared.rows.q), p.q + at + key, stride, chunk.count, threadIdx.x);
+    copy_rows<kLevelKeys, kLevelThreads>(device::shared_address(shared.rows.k), p.k + at + key, stride, chunk.count, threadIdx.x);
+    device::cp_async_commit();
+    sum_decays(p, chunk, j, key, shared.rows.sums, shared.totals);
+    device::cp_async_wait<0>();
+    __syncthreads();
+    add_slice(shared, spot, pairs, diagonal);
+    store_decayed(p, chunk, j, key, shared, spot);
+  }
+  float* factors = p.factors + lane * kNumFactors * kChunk;
+  for (int i = threadIdx.x; i < kNumFactors * kChunk; i += kLevelThreads) factors[i] = shared.factors[i / kChunk][i % kChunk];
+  store_squares(shared, spot, pairs, diagonal, p.squares + lane * num_squares(true) * kSquare);
+}
+
+}  // namespace
+
+void launch_channel_chunks(Context& ctx, const Problem& p) {
+  const cuda::LaunchConfig config{
+      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kLevelThreads, .shared_bytes = sizeof(ChannelShared)};
+  cuda::launch(ctx.stream(), "gated_delta_rule_channel_chunks", &channel_chunk_kernel, config, p);
+}
+
+}  // namespace braid::delta_cuda

@@ -1,0 +1,109 @@
+// What the gradients of a chunk begin with, for every kind of decay: products of dO, dR and U with the states and with each other. Blocks of
+// 256 threads have a chunk and a value head.
+#pragma once
+#include "cuda/kernels/gated_delta_rule/chunks.h"
+#include "cuda/kernels/gated_delta_rule/tiles.h"
+#include "cuda/runtime/check.h"
+
+namespace braid::delta_cuda {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kColumns = 32;  // of V at a time
+inline constexpr int kKeys = 64;     // channels of K at a time
+inline constexpr int kTiles = 4;     // n-tiles of a warp, of channels or of other tokens: warps have 16 tokens and one half of the others
+
+// A stage: dO, dR, U, v [64 tokens, 32], S, dS [32, 64 channels].
+inline constexpr int kValueBytes = kChunk * kColumns * 2, kStateBytes = kColumns * kKeys * 2;
+inline constexpr int kDr = kValueBytes, kU = 2 * kValueBytes, kV = 3 * kValueBytes, kState = 4 * kValueBytes, kDState = kState + kStateBytes;
+inline constexpr int kStageBytes = kDState + kStateBytes;
+
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/// Element (row, column) and its neighbour of a tile.
+template <int width>
+__device__ inline float2 pair_of(const unsigned char* tile, int row, int column) {
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(tile + tile_offset<width>(row, column / 8 * 8) + column % 8 * 2);
+  return make_float2(device::low_bf16(pair), device::high_bf16(pair));
+}
+
+/// Where a block works.
+struct Place {
+  Chunk chunk;
+  int64_t lane, row, key_row;  // of [slots, HV], of [N, HV], of [N, H]
+  int block, half;             // of the warp
+
+  __device__ Place(const Problem& p, int64_t slot, int64_t j)
+      : chunk(chunk_of(p, slot)), lane(slot * p.HV + j), row(chunk.first * p.HV + j), key_row(chunk.first * p.H + j / (p.HV / p.H)) {
+    const int warp = threadIdx.x / 32;
+    block = warp % 4, half = warp / 4;
+  }
+  /// The first of the thread's two tokens; the other is eight further on.
+  __device__ int token() const { return 16 * block + threadIdx.x % 32 / 4; }
+};
+
+__device__ inline void load_stage(const GradientParams& params, const Place& x, int column, int key, uint32_t stage) {
+  const Problem& p = params.backward.problem;
+  const int64_t stride = p.HV * p.V, at = x.row * p.V + column, state = (x.lane * p.V + column) * p.K + key;
+  const bf16* d_o = params.backward.d_o;
+  const int count = x.chunk.count;
+  copy_rows<kColumns, kThreads>(stage, d_o ? d_o + at : p.u, stride, d_o ? count : 0, threadIdx.x);
+  copy_rows<kColumns, kThreads>(stage + kDr, params.backward.d_r + at, stride, count, threadIdx.x);
+  copy_rows<kColumns, kThreads>(stage + kU, p.u + at, stride, count, threadIdx.x);
+  if (key == 0) copy_rows<kColumns, kThreads>(stage + kV, p.v + at, stride, count, threadIdx.x);
+  copy_rows<kKeys, kThreads, kColumns>(stage + kState, p.states + state, p.K, kColumns, threadIdx.x);
+  copy_rows<kKeys, kThreads, kColumns>(stage + kDState, params.backward.d_states + state, p.K, kColumns, threadIdx.x);
+}
+
+__device__ inline void clear(float (&c)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[n][i] = 0;
+}
+
+/// y += dO S^T, x += dR S^T, z += U dS^T over a stage, [16 tokens, 32 channels]; squares: d_p += dO U^T, d_m += dR U^T.
+__device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], float (&z)[kTiles][4], float (&d_p)[kTiles][4],
+                                 float (&d_m)[kTiles][4], uint32_t stage, const Place& place, bool squares) {
+  const uint32_t rows = lane_offset<kColumns, false>() + place.block * 16 * kColumns * 2;
+  const uint32_t others = lane_offset<kColumns, true>() + place.half * 32 * kColumns * 2;
+  const uint32_t states = lane_offset<kKeys, false>() ^ (place.half * 64);
+#pragma unroll
+  for (int c = 0; c < kColumns; c += 16) {
+    uint32_t d_o[4], d_r[4], u[4], b[4];
+    device::ldmatrix_x4(d_o, stage + block_at<kColumns>(rows, 0, c));
+    device::ldmatrix_x4(d_r, stage + kDr + block_at<kColumns>(rows, 0, c));
+    device::ldmatrix_x4(u, stage + kU + block_at<kColumns>(rows, 0, c));
+    if (squares) {
+#pragma unroll
+      for (int n = 0; n < kTiles; n += 2) {
+        if (2 * place.half + n / 2 > place.block) continue;
+        device::ldmatrix_x4(b, stage + kU + block_at<kColumns>(others, 8 * n, c));
+        mma_two(d_p[n], d_p[n + 1], d_o, b);
+        mma_two(d_m[n], d_m[n + 1], d_r, b);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      const uint32_t at = stage + kState + block_at<kKeys>(states, c, 8 * n);
+      device::ldmatrix_x4_transposed(b, at);
+      mma_two(y[n], y[n + 1], d_o, b);
+      mma_two(x[n], x[n + 1], d_r, b);
+      device::ldmatrix_x4_transposed(b, at + kDState - kState);
+      mma_two(z[n], z[n + 1], u, b);
+    }
+  }
+}
+
+/// The sum of products of the eight elements at `at` of two tiles.
+__device__ inline float dot_pieces(const unsigned char* a, const unsigned char* b) {
+  const uint4 x = *reinterpret_cast<const uint4*>(a + threadIdx.x * 16), y = *reinterpret_cast<const uint4*>(b + threadIdx.x * 16);
+  float sum = 0;
+  const auto add = [&](uint32_t s, uint32_t t) { sum += device::low_bf16(s) * device::low_bf16(t) + device::high_bf16(s) * device::high_bf16(t); };
+  add(x.x, y.x), add(x.y, y.y), add(x.z, y.z), add(x.w, y.w);
+  return sum;
+}
+
+}  // namespace braid::delta_cuda

@@ -1,0 +1,290 @@
+// The gradients of q, k, beta and log_decay with a decay per channel, from both walks' states. All chunks in parallel; a block has a chunk and a
+// value head. As in gradients.cu, of normalised q and k, with E = strictly lower part of dO U^T, F of dR U^T, and decays inside the sums over pairs:
+//   d_q = scale (exp(G) ∘ (dO S^T) + Σ_{j<i} E_ij exp(G_i − G_j) k_j + (dO · U)_i k_i)
+//   d_k = Z − beta X + scale (dO · U)_i q_i,   X = exp(G) ∘ (dR S^T) + Σ_{j<i} F_ij exp(G_i − G_j) k_j,   d_beta = dR · v − k · X
+//   Z = exp(G_end − G) ∘ (U dS^T) + Σ_{i>j} exp(G_i − G_j) (scale E_ij q_i − beta_i F_ij k_i)
+// Sums over pairs go by levels (levels.h): with E and F symmetric, and the rows of a level decayed to its middle,
+//   one: scale q in upper halves, k in lower ones,   two: −beta k in upper halves, k in lower ones,
+// E one and F two hold all of them. d_log_decay of token t, per channel, is what crosses it: tokens' own sums with the states, from t on or before
+// it, total <S, dS>, and of pairs j < t ≤ i the rows' sums minus the columns': pairs on one side of t cancel exactly but for float32, because both of
+// their terms are the same product of the same rounded numbers.
+#include "cuda/kernels/gated_delta_rule/gradients.h"
+#include "cuda/kernels/gated_delta_rule/levels.h"
+
+namespace braid::delta_cuda {
+namespace {
+
+static_assert(kKeys == kLevelKeys && kThreads == kLevelThreads);
+
+struct ChannelShared {
+  struct Work {
+    unsigned char scaled[2][2][kTileBytes];  // by turns: one, two
+    LogSums sums;                            // G; then what d_log_decay sums over tokens from a token on
+    LogSums key_sums;                        // what it sums over tokens before one
+  };
+  unsigned char e[kTileBytes], f[kTileBytes], q[kTileBytes], k[kTileBytes];
+  union {
+    unsigned char stages[2 * kStageBytes];
+    Work work;
+  };
+  float factors[kNumFactors][kChunk];
+  float diagonal[kChunk];      // dO · U
+  float spans[8][kLevelKeys];  // <S, dS> of each channel, by warp
+  float totals[2 * kThreads];
+  float values[kChunk], keys[2][kChunk];  // dR · v; k · X, by half
+};
+static_assert(2 * kStageBytes <= sizeof(ChannelShared::Work));
+
+/// E and F, symmetric with nothing on the diagonal, and the diagonal.
+__device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], const Place& place) {
+  const auto put = [](unsigned char* tile, int row, int column, float x) {
+    *reinterpret_cast<bf16*>(tile + tile_offset<kChunk>(row, column / 8 * 8) + column % 8 * 2) = device::from_float<bf16>(x);
+  };
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int t = place.token() + i / 2 * 8, s = 32 * place.half + 8 * n + 2 * (threadIdx.x % 4) + i % 2;
+      if (s > t) continue;
+      if (s == t) shared.diagonal[t] = d_p[n][i];
+      put(shared.e, t, s, s < t ? d_p[n][i] : 0.0f), put(shared.f, t, s, s < t ? d_m[n][i] : 0.0f);
+      if (s < t) put(shared.e, s, t, d_p[n][i]), put(shared.f, s, t, d_m[n][i]);
+    }
+}
+
+/// <S, dS> of eight channels of a row of a stage.
+__device__ inline void add_span(float (&span)[8], const unsigned char* stage) {
+  const uint32_t at = tile_offset<kKeys>(threadIdx.x / 8, threadIdx.x % 8 * 8);
+  const uint4 x = *reinterpret_cast<const uint4*>(stage + kState + at), y = *reinterpret_cast<const uint4*>(stage + kDState + at);
+  const auto add = [&](int i, uint32_t s, uint32_t t) {
+    span[i] += device::low_bf16(s) * device::low_bf16(t), span[i + 1] += device::high_bf16(s) * device::high_bf16(t);
+  };
+  add(0, x.x, y.x), add(2, x.y, y.y), add(4, x.z, y.z), add(6, x.w, y.w);
+}
+__device__ inline void store_span(ChannelShared& shared, float (&span)[8]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    span[i] += __shfl_xor_sync(0xffffffffu, span[i], 8);
+    span[i] += __shfl_xor_sync(0xffffffffu, span[i], 16);
+    if (lane < 8) shared.spans[threadIdx.x / 32][8 * lane + i] = span[i];
+  }
+}
+
+/// one += E tile, two += F tile over the pairs of a level, for this warp's 16 tokens and 32 channels.
+__device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const Spot& spot, int level,
+                                 float (&one)[kTiles][4], float (&two)[kTiles][4]) {
+  const uint32_t block = lane_offset<kChunk, false>(), e = device::shared_address(shared.e), f = device::shared_address(shared.f);
+  const uint32_t first = device::shared_address(tiles[0]), columns = block ^ (spot.half * 64);
+  const int row = spot.lane / 4, column = spot.lane % 4 * 2, differing = (row ^ column) & 6;  // but for the lowest bit, that of two neighbours
+  const uint32_t neighbours = differing ? 0u : row & 1 ? 0xffffu : 0xffff0000u;
+  const uint32_t mask = level == 1 ? neighbours : (level == 4 ? differing & 4 : differing == 2) ? ~0u : 0u;
+#pragma unroll 1
+  for (int i = 0; i < (level == 32 ? 2 : 1); ++i) {
+    const int other = level == 32 ? ((spot.band & 2) ^ 2) + i : level == 16 ? spot.band ^ 1 : spot.band;
+    uint32_t a[2][4];
+    device::ldmatrix_x4(a[0], e + block_at<kChunk>(block, 16 * spot.band, 16 * other));
+    device::ldmatrix_x4(a[1], f + block_at<kChunk>(block, 16 * spot.band, 16 * other));
+#pragma unroll
+    for (auto& x : a) {
+      if (level == 8) x[0] = x[3] = 0;
+      if (level < 8) x[1] = x[2] = 0, x[0] &= mask, x[3] &= mask;
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      uint32_t b[4];
+      device::ldmatrix_x4_transposed(b, first + block_at<kKeys>(columns, 16 * other, 8 * n));
+      mma_two(one[n], one[n + 1], a[0], b);
+      device::ldmatrix_x4_transposed(b, first + kTileBytes + block_at<kKeys>(columns, 16 * other, 8 * n));
+      mma_two(two[n], two[n + 1], a[1], b);
+    }
+  }
+}
+
+/// The gradients of a thread's elements in one slice of 64 channels.
+struct Gradients {
+  float2 q[2][4], k[2][4], from[2][4];  // from: what d_log_decay sums over tokens from its own on
+  float keys[2] = {};                   // k · X of its two tokens, over all slices
+
+  /// From the states, y = dO S^T, x = dR S^T, z = U dS^T, and the diagonal.
+  __device__ void begin(ChannelShared& shared, const Spot& spot, float scale, const float (&y)[kTiles][4], const float (&x)[kTiles][4],
+                        const float (&z)[kTiles][4]) {
+    auto& work = shared.work;
+    each([&](int i, int n) {
+      const int t = spot.row(i), c = spot.column(n);
+      const float2 sum = *reinterpret_cast<const float2*>(&work.sums[t][c]), all = *reinterpret_cast<const float2*>(&work.sums[kChunk - 1][c]);
+      const float2 q_raw = to_floats(spot.word(shared.q, i, n)), k_raw = to_floats(spot.word(shared.k, i, n));
+      const float beta = shared.factors[kBeta][t], q_norm = shared.factors[kQueryNorm][t], k_norm = shared.factors[kKeyNorm][t];
+      const float diagonal = shared.diagonal[t];
+      const auto element = [&](float log_in, float log_out, float q_at, float k_at, float y_at, float x_at, float z_at, float& to_q, float& to_k,
+                               float& to_from, float& to_keys) {
+        const float in = exp2_of(log_in), scaled_q = q_norm * q_at, key = k_norm * k_at;  // q_norm holds scale
+        const float read = in * y_at, correction = in * x_at, write = exp2_of(log_out) * z_at;
+        to_q = scale * read + scale * diagonal * key;
+        to_k = write - beta * correction + diagonal * scaled_q;
+        to_from = scaled_q * read - beta * key * correction;
+        to_keys = key * write;
+        keys[i] += key * correction;
+      };
+      float2 key_sum;
+      element(sum.x, all.x - sum.x, q_raw.x, k_raw.x, y[n][2 * i], x[n][2 * i], z[n][2 * i], q[i][n].x, k[i][n].x, from[i][n].x, key_sum.x);
+      element(sum.y, all.y - sum.y, q_raw.y, k_raw.y, y[n][2 * i + 1], x[n][2 * i + 1], z[n][2 * i + 1], q[i][n].y, k[i][n].y, from[i][n].y,
+              key_sum.y);
+      *reinterpret_cast<float2*>(&work.key_sums[t][c]) = key_sum;
+    });
+  }
+
+  __device__ void add_level(ChannelShared& shared, const Spot& spot, float scale, int level) {
+    auto& tiles = shared.work.scaled[level & 0x15 ? 0 : 1];
+    float2 factor[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const FactorAt at(shared.work.sums, spot, i, level);
+      const bool upper = spot.is_upper(i, level);
+      const int t = spot.row(i);
+      const float key = shared.factors[kKeyNorm][t], query = shared.factors[kQueryNorm][t], negative = -shared.factors[kBeta][t] * key;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        factor[i][n] = at.factor(n);
+        const float2 k_raw = to_floats(spot.word(shared.k, i, n)), first = upper ? to_floats(spot.word(shared.q, i, n)) : k_raw;
+        spot.word(tiles[0], i, n) = scaled(first, upper ? query : key, factor[i][n]);
+        spot.word(tiles[1], i, n) = scaled(k_raw, upper ? negative : key, factor[i][n]);
+      }
+    }
+    __syncthreads();
+    float one[kTiles][4] = {}, two[kTiles][4] = {};
+    add_pairs(shared, tiles, spot, level, one, two);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool upper = spot.is_upper(i, level);
+      const int t = spot.row(i);
+      const float to_q = upper ? scale : 0.0f, of_one = upper ? 0.0f : 1.0f, of_two = upper ? -shared.factors[kBeta][t] : 1.0f;
+      const float sign = upper ? 1.0f : -1.0f, key = upper ? shared.factors[kKeyNorm][t] : 0.0f;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float2 first = to_floats(spot.word(tiles[0], i, n)), second = to_floats(spot.word(tiles[1], i, n));
+        const float2 k_raw = to_floats(spot.word(shared.k, i, n)), f = factor[i][n];
+        const float one_x = one[n][2 * i], one_y = one[n][2 * i + 1], two_x = two[n][2 * i], two_y = two[n][2 * i + 1];
+        q[i][n].x += to_q * f.x * one_x, q[i][n].y += to_q * f.y * one_y;
+        k[i][n].x += f.x * (of_one * one_x + of_two * two_x), k[i][n].y += f.y * (of_one * one_y + of_two * two_y);
+        from[i][n].x += sign * (first.x * one_x + second.x * two_x), from[i][n].y += sign * (first.y * one_y + second.y * two_y);
+        keys[i] += key * (k_raw.x * f.x * two_x + k_raw.y * f.y * two_y);
+      }
+    }
+  }
+
+  /// After the last level: q and k as bf16 into their tiles, `from` over the sums.
+  __device__ void store(ChannelShared& shared, const Spot& spot) const {
+    each([&](int i, int n) {
+      spot.word(shared.q, i, n) = device::pack_bf16(q[i][n].x, q[i][n].y), spot.word(shared.k, i, n) = device::pack_bf16(k[i][n].x, k[i][n].y);
+      *reinterpret_cast<float2*>(&shared.work.sums[spot.row(i)][spot.column(n)]) = from[i][n];
+    });
+  }
+};
+
+/// d_log_decay of a slice: a channel and 16 tokens a thread.
+__device__ inline void store_decays(const GradientParams& params, const Place& place, int key, ChannelShared& shared) {
+  const Problem& p = params.backward.problem;
+  const int c = threadIdx.x % kLevelKeys, group = threadIdx.x / kLevelKeys;
+  float from[16], from_all = 0, before_all = 0;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    from[i] = shared.work.sums[16 * group + i][c];
+    from_all += from[i], before_all += shared.work.key_sums[16 * group + i][c];
+  }
+  shared.totals[threadIdx.x] = from_all, shared.totals[kThreads + threadIdx.x] = before_all;
+  __syncthreads();
+  float before = 0, after = 0;
+#pragma unroll
+  for (int warp = 0; warp < 8; ++warp) before += shared.spans[warp][c];
+  before *= (&shared.factors[0][0])[kTotals + key + c];
+  for (int i = 0; i < group; ++i) before += shared.totals[kThreads + i * kLevelKeys + c];
+  for (int i = 3; i > group; --i) after += shared.totals[i * kLevelKeys + c];
+#pragma unroll
+  for (int i = 15; i >= 0; --i) from[i] = after += from[i];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int t = 16 * group + i;
+    const int64_t at = (place.row + t * p.HV) * p.K + key + c;
+    const float sum = before + from[i];
+    if (t < place.chunk.count) {
+      if (params.d_channel_decay_is_float) static_cast<float*>(params.d_channel_decay)[at] = sum;
+      else static_cast<bf16*>(params.d_channel_decay)[at] = device::from_float<bf16>(sum);
+    }
+    before += shared.work.key_sums[t][c];
+  }
+}
+
+__device__ inline void store_betas(const GradientParams& params, const Place& place, const Spot& spot, ChannelShared& shared, float values,
+                                   const float (&keys)[2]) {
+  values = quad_sum(values);
+  if (threadIdx.x % 4 == 0) shared.values[threadIdx.x / 4] = values;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float sum = quad_sum(keys[i]);
+    if (threadIdx.x % 4 == 0) shared.keys[spot.half][spot.row(i)] = sum;
+  }
+  __syncthreads();
+  const int t = threadIdx.x;
+  if (t < place.chunk.count) params.d_beta[place.row + t * params.backward.problem.HV] = shared.values[t] - shared.keys[0][t] - shared.keys[1][t];
+}
+
+__global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientParams params) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<ChannelShared*>(memory);
+  const Problem& p = params.backward.problem;
+  const Place place(p, blockIdx.x, blockIdx.y);
+  if (place.chunk.count == 0) return;
+  const Spot spot;
+  const int slices = static_cast<int>(p.V / kColumns);
+  const uint32_t stages = device::shared_address(shared.stages);
+  copy_bytes<kNumFactors * kChunk * 4, kThreads>(device::shared_address(shared.factors), p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
+  float values = 0;
+  Gradients gradients;
+  for (int key = 0; key < p.K; key += kKeys) {
+    const auto load = [&](int slice) {
+      if (slice < slices) load_stage(params, place, slice * kColumns, key, stages + slice % 2 * kStageBytes);
+      device::cp_async_commit();
+    };
+    copy_rows<kKeys, kThreads>(device::shared_address(shared.q), p.q + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
+    copy_rows<kKeys, kThreads>(device::shared_address(shared.k), p.k + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
+    load(0);
+    float y[kTiles][4] = {}, x[kTiles][4] = {}, z[kTiles][4] = {}, d_p[kTiles][4] = {}, d_m[kTiles][4] = {}, span[8] = {};
+    for (int slice = 0; slice < slices; ++slice) {
+      load(slice + 1);
+      device::cp_async_wait<1>();
+      __syncthreads();
+      const int stage = slice % 2 * kStageBytes;
+      add_stage(y, x, z, d_p, d_m, stages + stage, place, key == 0);
+      add_span(span, shared.stages + stage);
+      if (key == 0) values += dot_pieces(shared.stages + stage + kDr, shared.stages + stage + kV);
+      __syncthreads();
+    }
+    if (key == 0) store_squares(shared, d_p, d_m, place);
+    store_span(shared, span);
+    sum_decays(p, place.chunk, blockIdx.y, key, shared.work.sums, shared.totals);
+    __syncthreads();
+    gradients.begin(shared, spot, p.scale, y, x, z);
+#pragma unroll 1  // unrolled, the levels' registers would not fit
+    for (int level = 32; level > 0; level /= 2) gradients.add_level(shared, spot, p.scale, level);
+    gradients.store(shared, spot);
+    __syncthreads();
+    const int64_t at = place.row * p.K + key;
+    if (params.d_q) store_rows<kKeys, kThreads>(shared.q, params.d_q + at, p.HV * p.K, place.chunk.count, threadIdx.x);
+    if (params.d_k) store_rows<kKeys, kThreads>(shared.k, params.d_k + at, p.HV * p.K, place.chunk.count, threadIdx.x);
+    if (params.d_channel_decay) store_decays(params, place, key, shared);
+    __syncthreads();
+  }
+  if (params.d_beta) store_betas(params, place, spot, shared, values, gradients.keys);
+}
+
+}  // namespace
+
+void launch_channel_gradients(Context& ctx, const GradientParams& params) {
+  const Problem& p = params.backward.problem;
+  const cuda::LaunchConfig config{
+      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kThreads, .shared_bytes = sizeof(ChannelShared)};
+  cuda::launch(ctx.stream(), "gated_delta_rule_channel_gradients", &channel_gradient_kernel, config, params);
+}
+
+}  // namespace braid::delta_cuda

@@ -1,0 +1,97 @@
+// Decays per channel between the tokens of a chunk, 64 channels at a time, by blocks of 256 threads.
+//
+// exp(G_t − G_s), G the running sum of log decays, has factors exp(G_t) and exp(−G_s), which overflow. So pairs s < t are split by the highest
+// bit in which they differ, their level: 32, 16, 8, 4, 2, 1. With m the last token of the lower half of the 2 · level tokens that hold both, t in
+// the upper half, the factors exp(G_t − G_m) and exp(G_m − G_s) are at most 1; a token is in one of the halves.
+#pragma once
+#include "cuda/kernels/gated_delta_rule/chunks.h"
+#include "cuda/kernels/gated_delta_rule/tiles.h"
+
+namespace braid::delta_cuda {
+
+inline constexpr int kLevels = 6;
+inline constexpr int kLevelKeys = 64;  // channels at a time
+inline constexpr int kLevelThreads = 256;
+inline constexpr int kSumPitch = 72;  // floats between rows of sums: eight rows meet different banks
+// exp2 of it is zero in float32; sums of 64 keep three digits of any weaker decay beside it, and no infinity meets another.
+inline constexpr float kForgotten = -150;
+
+/// 2^x; 0 where that is no normal number.
+__device__ inline float exp2_of(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+using LogSums = float[kChunk][kSumPitch];  // G in base 2
+
+/// Log decays in base 2 of 16 tokens of a channel, zero from the chunk's end on. No load waits for another: addresses past the end are clamped.
+template <class T>
+__device__ inline void load_decays(const T* from, int64_t stride, int first, int count, float (&to)[16]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) to[i] = device::to_float(from[min(first + i, count - 1) * stride]);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const float x = to[i] * 1.4426950408889634f;  // a NaN stays one
+    to[i] = first + i < count ? (x < kForgotten ? kForgotten : x) : 0.0f;
+  }
+}
+
+/// sums[t][c] of channels key + c; past the chunk's end as of its last token. `totals` [256] is scratch. Needs a barrier after.
+__device__ inline void sum_decays(const Problem& p, const Chunk& chunk, int64_t j, int key, LogSums& sums, float* totals) {
+  const int c = threadIdx.x % kLevelKeys, group = threadIdx.x / kLevelKeys;
+  const int64_t stride = p.HV * p.K, at = (chunk.first * p.HV + j) * p.K + key + c;
+  float x[16];
+  if (p.channel_decay_is_float) load_decays(static_cast<const float*>(p.channel_decay) + at, stride, 16 * group, chunk.count, x);
+  else load_decays(static_cast<const bf16*>(p.channel_decay) + at, stride, 16 * group, chunk.count, x);
+#pragma unroll
+  for (int i = 1; i < 16; ++i) x[i] += x[i - 1];
+  totals[threadIdx.x] = x[15];
+  __syncthreads();
+  float before = 0;
+  for (int i = 0; i < group; ++i) before += totals[i * kLevelKeys + c];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) sums[16 * group + i][c] = before + x[i];
+}
+
+/// The elements of [64 tokens, 64 channels] that a thread owns, as sums of mma lie: warps share out 4 × 2 blocks of 16 tokens and 32 channels;
+/// element (i, n) is channels column(n) and the next of token row(i).
+struct Spot {
+  const int lane = threadIdx.x % 32, band = threadIdx.x / 32 % 4, half = threadIdx.x / 128;
+  __device__ int row(int i) const { return 16 * band + lane / 4 + 8 * i; }
+  __device__ int column(int n) const { return 32 * half + 8 * n + lane % 4 * 2; }
+  __device__ bool is_upper(int i, int level) const { return row(i) & level; }
+  __device__ uint32_t& word(unsigned char* tile, int i, int n) const {
+    return *reinterpret_cast<uint32_t*>(tile + tile_offset<kLevelKeys>(row(i), 32 * half + 8 * n) + lane % 4 * 4);
+  }
+};
+
+/// body(i, n) for a thread's elements.
+template <class Body>
+__device__ inline void each(Body&& body) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int n = 0; n < 4; ++n) body(i, n);
+}
+
+/// Where the logarithms lie whose difference is the decay between a token and the middle of its square at `level`.
+struct FactorAt {
+  const float *above, *below;
+
+  __device__ FactorAt(const LogSums& sums, const Spot& spot, int i, int level) {
+    const int t = spot.row(i), middle = (t & ~(2 * level - 1)) + level - 1;
+    const bool upper = spot.is_upper(i, level);
+    above = &sums[upper ? t : middle][spot.column(0)], below = &sums[upper ? middle : t][spot.column(0)];
+  }
+  /// Of the element's two channels.
+  __device__ float2 factor(int n) const {
+    const float2 a = *reinterpret_cast<const float2*>(above + 8 * n), b = *reinterpret_cast<const float2*>(below + 8 * n);
+    return {exp2_of(a.x - b.x), exp2_of(a.y - b.y)};
+  }
+};
+
+__device__ inline float2 to_floats(uint32_t pair) { return {device::low_bf16(pair), device::high_bf16(pair)}; }
+__device__ inline uint32_t scaled(float2 x, float row, float2 factor) { return device::pack_bf16(row * x.x * factor.x, row * x.y * factor.y); }
+
+}  // namespace braid::delta_cuda
