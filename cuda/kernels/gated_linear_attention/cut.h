@@ -84,6 +84,11 @@ struct WalkParams {
 /// values, only the state after the segment from a zero one before it.
 enum class Walk { values, keys, local };
 
+/// Rows of M that a block of a walk takes: 128, or all 64; with 512 columns two warps share rows, and it takes 64.
+inline int64_t walk_tile(int64_t M, int64_t C) { return C > 256 || M < 128 ? 64 : 128; }
+/// Blocks that a multiprocessor holds at once: the state is in registers.
+constexpr int walk_blocks_a_multiprocessor(int64_t C) { return C <= 128 ? 2 : 1; }
+
 void launch_walk_values(Context& ctx, const WalkParams& params);
 void launch_walk_keys(Context& ctx, const WalkParams& params);
 void launch_walk_local(Context& ctx, const WalkParams& params);
@@ -102,7 +107,8 @@ struct PrepareParams {
   float* decay;
   bool transposed;  // pairs as [s, t]
 };
-void launch_prepare(Context& ctx, const PrepareParams& params);
+void launch_prepare_channel(Context& ctx, const PrepareParams& params);
+void launch_prepare_head(Context& ctx, const PrepareParams& params);
 
 struct FinishParams {
   Problem problem;

@@ -1,6 +1,6 @@
 // What the gradients of q, k and the decays of a chunk begin with, and how those of the decays end. Device code.
 #pragma once
-#include "cuda/kernels/gated_linear_attention/levels.h"
+#include "cuda/kernels/gated_linear_attention/place.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::gla_cuda {

@@ -93,7 +93,7 @@ __device__ inline void store_decays(const FinishParams& params, const Piece& chu
   store_decay(params, (chunk.first + t) * H + h, sum + after);
 }
 
-__global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams params) {
+__global__ void __launch_bounds__(kPlaceThreads, 2) finish_head(FinishParams params) {
   __shared__ __align__(128) FinishHeadShared shared;
   const Problem& p = params.problem;
   const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams par
 
 void launch_finish_head(Context& ctx, const FinishParams& params) {
   const cuda::LaunchConfig config{.grid = {static_cast<unsigned>(params.chunks.slots), static_cast<unsigned>(params.problem.H)},
-                                  .block = kLevelThreads};
+                                  .block = kPlaceThreads};
   cuda::launch(ctx.stream(), "gated_linear_attention_finish", &finish_head, config, params);
 }
 

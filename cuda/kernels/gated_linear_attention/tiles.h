@@ -31,6 +31,16 @@ __device__ inline void store_tile(const char* tile, device::bf16* to, int64_t st
   for (; row < count; row += rows, at += step) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece));
 }
 
+/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64]; `transposed`: s is the row.
+__device__ inline void put_pair(char* tile, int t, int s, float left, float right, bool transposed) {
+  if (!transposed) {
+    *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
+    return;
+  }
+  *reinterpret_cast<device::bf16*>(tile + tile_byte(s, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(left);
+  *reinterpret_cast<device::bf16*>(tile + tile_byte(s + 1, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(right);
+}
+
 /// Addresses of the four 8×8 matrices that ldmatrix_x4 takes for a 16×16 block of a tile, one row of one matrix a lane. `by_rows`:
 /// matrices 0 and 1 lie below each other (a operand of [m][k]; b operands, transposed, of [k][n]); else side by side (b operands of
 /// [n][k]; a operand, transposed, of [k][m]).

@@ -39,7 +39,7 @@ __device__ inline void store_end(const Walker<mode, C>& walker, const Piece& pie
 // Two halves of a chunk overlap with the copies for each other: while the state is multiplied with `across`, the operands of the update
 // arrive; while the state is updated, the next chunk's `across` arrives.
 template <Walk mode, int C>
-__global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params) {
+__global__ void __launch_bounds__(256, walk_blocks_a_multiprocessor(C)) walk(WalkParams params) {
   extern __shared__ __align__(1024) char walk_memory[];
   const Walker<mode, C> walker(params, walk_memory);
   constexpr bool has_out = mode != Walk::local;
@@ -92,11 +92,10 @@ __global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params)
   store_end(walker, piece, state);
 }
 
-/// A block takes 128 rows of M (or all 64); with 512 columns two warps share rows, and it takes 64.
 template <Walk mode, int C>
 void launch_walk(Context& ctx, std::string_view name, const WalkParams& params) {
   const int64_t M = mode == Walk::keys ? params.problem.K : params.problem.V;
-  const int tile = C > 256 || M < 128 ? 64 : 128, warps = tile / 16 * (C > 256 ? 2 : 1);
+  const int tile = static_cast<int>(walk_tile(M, C)), warps = tile / 16 * (C > 256 ? 2 : 1);
   const cuda::LaunchConfig config{
       .grid = {static_cast<unsigned>(params.segments.slots), static_cast<unsigned>(params.problem.H), static_cast<unsigned>(M / tile)},
       .block = static_cast<unsigned>(32 * warps),
