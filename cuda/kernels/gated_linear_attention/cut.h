@@ -35,6 +35,16 @@ __device__ inline Piece piece_of(const Cut& cut, int64_t slot) {
   return {slot, low, first, count, begin / kChunk + low + (first - begin) / kChunk, is_first, is_last, (count + kChunk - 1) / kChunk};
 }
 
+/// What a block works on: tiles of one slot and head are neighbours, then its heads, so that what they share is read from memory once.
+struct Block {
+  int64_t slot, h, tile;
+};
+__device__ inline Block block_of(int64_t H, int64_t tiles = 1) {
+  const unsigned heads = static_cast<unsigned>(H), row = blockIdx.x / static_cast<unsigned>(tiles);
+  return {row / heads, row % heads, blockIdx.x % static_cast<unsigned>(tiles)};
+}
+inline dim3 grid_of(int64_t slots, int64_t H, int64_t tiles = 1) { return dim3(static_cast<unsigned>(slots * H * tiles)); }
+
 /// What both passes compute from q, k and the decays of each chunk, with G the sum of the chunk's log decays up to and with a token:
 struct Prepared {
   Tensor q;      // [N, H, K] bf16: scale q exp(G)

@@ -17,8 +17,8 @@ __device__ inline void mix(const FinishParams& params, const Piece& chunk, int64
   const auto begin = [&](int64_t column) {
     if (column < p.V) {
       const int turn = column / 64 % 2 * 2;
-      load_tile(device::shared_address(tiles[turn]), params.d_o + at + column, stride, 64, count);
-      load_tile(device::shared_address(tiles[turn + 1]), static_cast<const device::bf16*>(p.v) + at + column, stride, 64, count);
+      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn]), params.d_o + at + column, stride, count);
+      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn + 1]), static_cast<const device::bf16*>(p.v) + at + column, stride, count);
     }
     device::cp_async_commit();
   };

@@ -238,11 +238,11 @@ struct Finish {
   const int count;
   const Spot spot;
 
-  __device__ Finish(const FinishParams& params, FinishShared& shared, const Piece& chunk)
+  __device__ Finish(const FinishParams& params, FinishShared& shared, const Piece& chunk, int64_t h)
       : params(params),
         shared(shared),
         chunk(chunk),
-        h(blockIdx.y),
+        h(h),
         stride(params.problem.H * params.problem.K),
         first((chunk.first * params.problem.H + h) * params.problem.K),
         count(static_cast<int>(chunk.count)) {}
@@ -373,17 +373,17 @@ struct Finish {
 template <class T>
 __global__ void __launch_bounds__(kPlaceThreads, 2) finish_channel(FinishParams params) {
   extern __shared__ __align__(128) char finish_memory[];
-  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
+  const Block block = block_of(params.problem.H);
+  const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
   if (chunk.count == 0) return;
-  Finish<T>(params, *reinterpret_cast<FinishShared*>(finish_memory), chunk).run();
+  Finish<T>(params, *reinterpret_cast<FinishShared*>(finish_memory), chunk, block.h).run();
 }
 
 }  // namespace
 
 void launch_finish_channel(Context& ctx, const FinishParams& params) {
-  const cuda::LaunchConfig config{.grid = {static_cast<unsigned>(params.chunks.slots), static_cast<unsigned>(params.problem.H)},
-                                  .block = kPlaceThreads,
-                                  .shared_bytes = sizeof(FinishShared)};
+  const cuda::LaunchConfig config{
+      .grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads, .shared_bytes = sizeof(FinishShared)};
   cuda::launch(ctx.stream(), "gated_linear_attention_finish", params.problem.decay_is_float ? &finish_channel<float> : &finish_channel<device::bf16>,
                config, params);
 }

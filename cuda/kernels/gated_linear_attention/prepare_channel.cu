@@ -22,39 +22,64 @@ constexpr int kNear = 3;   // levels within eight tokens: 1, 2, 4
 using Floats = float[2][kOwn];
 using OwnWords = uint32_t[2][kOwn / 2];
 
+/// The 16-byte pieces of one step: q and k of a lane's two tokens, then its log decays.
+template <class T>
+inline constexpr int kPieces = 4 + 2 * kOwn * sizeof(T) / 16;
+
+template <class T>
 struct PrepareShared {
+  uint4 raw[2][kPieces<T>][kBandThreads];  // by turns; each thread reads what it copied itself
   char pairs[8192];
   uint4 keys[2][kBands - 1][2][32];  // by turns: k decayed to the end of its band, as the right operands of two products
   float totals[2][kBands][kStep];    // decays of whole bands
 };
 
-__device__ inline void load_words(const device::bf16* from, bool live, uint32_t (&to)[kOwn / 2]) {
-  uint4 words = {};
-  if (live) words = *reinterpret_cast<const uint4*>(from);
-  to[0] = words.x, to[1] = words.y, to[2] = words.z, to[3] = words.w;
-}
 __device__ inline void store_words(const float (&from)[kOwn], float scale, device::bf16* to) {
   uint32_t words[kOwn / 2];
 #pragma unroll
   for (int e = 0; e < kOwn / 2; ++e) words[e] = device::pack_bf16(scale * from[2 * e], scale * from[2 * e + 1]);
   *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
 }
+__device__ inline void take_words(const uint4& from, uint32_t (&to)[kOwn / 2]) { to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w; }
 
-/// exp of the log decays of one token, 1 past the chunk's end.
+/// Where a lane's two tokens lie, and the copies of their channels; zeros past the chunk's end.
 template <class T>
-__device__ inline void load_factors(const T* from, bool live, float (&to)[kOwn]) {
-  if constexpr (sizeof(T) == 4) {
-    float4 low = {}, high = {};
-    if (live) low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
-    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w, to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
-  } else {
-    uint32_t words[kOwn / 2];
-    load_words(from, live, words);
+struct Source {
+  const Problem& p;
+  const int64_t first;  // element of the earlier token's channels
+  const int64_t stride;
+  const bool live[2];
+
+  __device__ void load(int64_t column, uint4 (*raw)[kBandThreads]) const {
+    if (column < p.K) {
 #pragma unroll
-    for (int e = 0; e < kOwn / 2; ++e) to[2 * e] = device::low_bf16(words[e]), to[2 * e + 1] = device::high_bf16(words[e]);
+      for (int i = 0; i < 2; ++i) {
+        const int64_t at = first + column + (live[i] ? 8 * i * stride : 0);
+        const auto copy = [&](int piece, const void* from) { device::cp_async16(device::shared_address(&raw[piece][threadIdx.x]), from, live[i]); };
+        copy(i, live[0] ? static_cast<const device::bf16*>(p.q) + at : p.q);
+        copy(2 + i, live[0] ? static_cast<const device::bf16*>(p.k) + at : p.k);
+#pragma unroll
+        for (int j = 0; j < kPieces<T> / 2 - 2; ++j)
+          copy(4 + i + 2 * j, live[0] ? static_cast<const T*>(p.log_decay) + at + j * (16 / sizeof(T)) : p.log_decay);
+      }
+    }
+    device::cp_async_commit();
   }
+};
+
+/// The decays of one of the tokens.
+template <class T>
+__device__ inline void take_decays(const uint4 (*raw)[kBandThreads], int i, float (&to)[kOwn]) {
 #pragma unroll
-  for (int e = 0; e < kOwn; ++e) to[e] = exp_of(to[e]);
+  for (int j = 0; j < kPieces<T> / 2 - 2; ++j) {
+    uint32_t words[4];
+    take_words(raw[4 + i + 2 * j][threadIdx.x], words);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if constexpr (sizeof(T) == 4) to[4 * j + e] = exp_of(__uint_as_float(words[e]));
+      else to[2 * e] = exp_of(device::low_bf16(words[e])), to[2 * e + 1] = exp_of(device::high_bf16(words[e]));
+    }
+  }
 }
 
 /// A band's operands and, of each of its elements, the total decay of the tokens it was joined with.
@@ -200,26 +225,30 @@ __device__ inline void meet_bands(Band& band, const uint4 (&keys)[kBands - 1][2]
 
 template <class T>
 __global__ void __launch_bounds__(kBandThreads, 4) prepare_channel(PrepareParams params) {
-  __shared__ __align__(128) PrepareShared shared;
+  __shared__ __align__(128) PrepareShared<T> shared;
   const Problem& p = params.problem;
-  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
+  const Block block = block_of(p.H);
+  const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
   if (chunk.count == 0) return;
-  const int64_t h = blockIdx.y, stride = p.H * p.K, slot = chunk.slot * p.H + h;
+  const int64_t h = block.h, stride = p.H * p.K, slot = chunk.slot * p.H + h;
   Band band;
   PairSums pairs;
   for (int i = threadIdx.x; i < 512; i += kBandThreads) reinterpret_cast<uint4*>(shared.pairs)[i] = {};
-  const bool live[2] = {band.row(0) < chunk.count, band.row(1) < chunk.count};
-  int64_t at = (chunk.first + band.row(0)) * stride + h * p.K + kOwn * (band.lane % 4);
+  const int64_t first = (chunk.first + band.row(0)) * stride + h * p.K + kOwn * (band.lane % 4);
+  const Source<T> source{p, first, stride, {band.row(0) < chunk.count, band.row(1) < chunk.count}};
+  source.load(0, shared.raw[0]);
+  source.load(kStep, shared.raw[1]);
   int turn = 0;
 #pragma unroll 1
-  for (int64_t column = 0; column < p.K; column += kStep, at += kStep, turn ^= 1) {
+  for (int64_t column = 0; column < p.K; column += kStep, turn ^= 1) {
     OwnWords q, k;
+    device::cp_async_wait<1>();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      load_words(static_cast<const device::bf16*>(p.q) + at + 8 * i * stride, live[i], q[i]);
-      load_words(static_cast<const device::bf16*>(p.k) + at + 8 * i * stride, live[i], k[i]);
-      load_factors(static_cast<const T*>(p.log_decay) + at + 8 * i * stride, live[i], band.total[i]);
+      take_words(shared.raw[turn][i][threadIdx.x], q[i]), take_words(shared.raw[turn][2 + i][threadIdx.x], k[i]);
+      take_decays<T>(shared.raw[turn], i, band.total[i]);
     }
+    source.load(column + 2 * kStep, shared.raw[turn]);
     PairSums::add_eights(q, k, pairs.same);
     Band::each([&](int i, int e) {
       const uint32_t q_word = q[i][e / 2], k_word = k[i][e / 2];
@@ -233,7 +262,10 @@ __global__ void __launch_bounds__(kBandThreads, 4) prepare_channel(PrepareParams
     meet_bands(band, shared.keys[turn], shared.totals[turn], pairs);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (live[i]) store_words(band.q[i], p.scale, params.q + at + 8 * i * stride), store_words(band.k[i], 1, params.k + at + 8 * i * stride);
+      if (source.live[i]) {
+        const int64_t at = first + column + 8 * i * stride;
+        store_words(band.q[i], p.scale, params.q + at), store_words(band.k[i], 1, params.k + at);
+      }
     if (threadIdx.x < kStep) {
       float decay = 1;
 #pragma unroll
@@ -243,14 +275,13 @@ __global__ void __launch_bounds__(kBandThreads, 4) prepare_channel(PrepareParams
   }
   pairs.store(band, shared.pairs, p.scale, params.transposed);
   __syncthreads();
-  store_tile(shared.pairs, params.pairs + slot * 4096, 64, 64, 64);
+  store_tile<64, kBandThreads>(shared.pairs, params.pairs + slot * 4096, 64, 64);
 }
 
 }  // namespace
 
 void launch_prepare_channel(Context& ctx, const PrepareParams& params) {
-  const cuda::LaunchConfig config{.grid = {static_cast<unsigned>(params.chunks.slots), static_cast<unsigned>(params.problem.H)},
-                                  .block = kBandThreads};
+  const cuda::LaunchConfig config{.grid = grid_of(params.chunks.slots, params.problem.H), .block = kBandThreads};
   cuda::launch(ctx.stream(), "gated_linear_attention_prepare",
                params.problem.decay_is_float ? &prepare_channel<float> : &prepare_channel<device::bf16>, config, params);
 }

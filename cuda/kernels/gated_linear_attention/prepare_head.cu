@@ -14,16 +14,17 @@ struct PrepareHeadShared {
 __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams params) {
   __shared__ __align__(128) PrepareHeadShared shared;
   const Problem& p = params.problem;
-  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
+  const Block block = block_of(p.H);
+  const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
   if (chunk.count == 0) return;
-  const int64_t h = blockIdx.y, stride = p.H * p.K, slot = chunk.slot * p.H + h;
+  const int64_t h = block.h, stride = p.H * p.K, slot = chunk.slot * p.H + h;
   const int count = static_cast<int>(chunk.count);
   const Place place;
   float pairs[4][4] = {};
   for (int64_t column = 0; column < p.K; column += kColumns) {
     const int64_t at = chunk.first * stride + h * p.K + column;
-    load_tile(device::shared_address(shared.q), static_cast<const device::bf16*>(p.q) + at, stride, 64, count);
-    load_tile(device::shared_address(shared.k), static_cast<const device::bf16*>(p.k) + at, stride, 64, count);
+    load_tile<64, kPlaceThreads>(device::shared_address(shared.q), static_cast<const device::bf16*>(p.q) + at, stride, count);
+    load_tile<64, kPlaceThreads>(device::shared_address(shared.k), static_cast<const device::bf16*>(p.k) + at, stride, count);
     device::cp_async_commit();
     if (column == 0) sum_head_decays(p, chunk, h, shared.sums, shared.totals);
     device::cp_async_wait<0>();
@@ -36,8 +37,8 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams p
       q = scaled_word(q, {from_start, from_start}), k = scaled_word(k, {to_end, to_end});
     });
     __syncthreads();
-    store_tile(shared.q, params.q + at, stride, 64, count);
-    store_tile(shared.k, params.k + at, stride, 64, count);
+    store_tile<64, kPlaceThreads>(shared.q, params.q + at, stride, count);
+    store_tile<64, kPlaceThreads>(shared.k, params.k + at, stride, count);
     if (threadIdx.x < kColumns) params.decay[slot * p.K + column + threadIdx.x] = exp2_of(shared.sums[63]);
     __syncthreads();
   }
@@ -48,14 +49,13 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams p
     put_pair(shared.q, t, s, left, right, params.transposed);
   });
   __syncthreads();
-  store_tile(shared.q, params.pairs + slot * 4096, 64, 64, 64);
+  store_tile<64, kPlaceThreads>(shared.q, params.pairs + slot * 4096, 64, 64);
 }
 
 }  // namespace
 
 void launch_prepare_head(Context& ctx, const PrepareParams& params) {
-  const cuda::LaunchConfig config{.grid = {static_cast<unsigned>(params.chunks.slots), static_cast<unsigned>(params.problem.H)},
-                                  .block = kPlaceThreads};
+  const cuda::LaunchConfig config{.grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads};
   cuda::launch(ctx.stream(), "gated_linear_attention_prepare", &prepare_head, config, params);
 }
 
