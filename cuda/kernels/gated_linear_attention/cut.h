@@ -35,6 +35,16 @@ __device__ inline Piece piece_of(const Cut& cut, int64_t slot) {
   return {slot, low, first, count, begin / kChunk + low + (first - begin) / kChunk, is_first, is_last, (count + kChunk - 1) / kChunk};
 }
 
+/// What a block works on: tiles of one slot and head are neighbours, then its heads, so that what they share is read from memory once.
+struct Block {
+  int64_t slot, h, tile;
+};
+__device__ inline Block block_of(int64_t H, int64_t tiles = 1) {
+  const unsigned heads = static_cast<unsigned>(H), row = blockIdx.x / static_cast<unsigned>(tiles);
+  return {row / heads, row % heads, blockIdx.x % static_cast<unsigned>(tiles)};
+}
+inline dim3 grid_of(int64_t slots, int64_t H, int64_t tiles = 1) { return dim3(static_cast<unsigned>(slots * H * tiles)); }
+
 /// What both passes compute from q, k and the decays of each chunk, with G the sum of the chunk's log decays up to and with a token:
 struct Prepared {
   Tensor q;      // [N, H, K] bf16: scale q exp(G)
@@ -84,6 +94,11 @@ struct WalkParams {
 /// values, only the state after the segment from a zero one before it.
 enum class Walk { values, keys, local };
 
+/// Rows of M that a block of a walk takes: 128, or all 64; with 512 columns two warps share rows, and it takes 64.
+inline int64_t walk_tile(int64_t M, int64_t C) { return C > 256 || M < 128 ? 64 : 128; }
+/// Blocks that a multiprocessor holds at once: the state is in registers.
+constexpr int walk_blocks_a_multiprocessor(int64_t C) { return C <= 128 ? 2 : 1; }
+
 void launch_walk_values(Context& ctx, const WalkParams& params);
 void launch_walk_keys(Context& ctx, const WalkParams& params);
 void launch_walk_local(Context& ctx, const WalkParams& params);
@@ -102,7 +117,8 @@ struct PrepareParams {
   float* decay;
   bool transposed;  // pairs as [s, t]
 };
-void launch_prepare(Context& ctx, const PrepareParams& params);
+void launch_prepare_channel(Context& ctx, const PrepareParams& params);
+void launch_prepare_head(Context& ctx, const PrepareParams& params);
 
 struct FinishParams {
   Problem problem;

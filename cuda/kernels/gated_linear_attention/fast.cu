@@ -14,15 +14,22 @@ constexpr int64_t kMinSegment = 256;  // of four chunks: below, the states' byte
 
 constexpr bool is_built(int64_t size) { return size == 64 || size == 128 || size == 256 || size == 512; }
 
-/// One segment a sequence where none is longer than what two blocks a multiprocessor share; else segments of half that, so that long ones
-/// among short ones do not end last alone.
+/// Tokens of a segment with which one kind of walk just fills the multiprocessors: C and M as in WalkParams.
+int64_t filling_length(int64_t N, int64_t H, int64_t M, int64_t C, int num_multiprocessors) {
+  const int64_t blocks_a_segment = H * std::max<int64_t>(1, M / walk_tile(M, C));
+  return N * blocks_a_segment / (walk_blocks_a_multiprocessor(C) * num_multiprocessors);
+}
+
+/// One segment a sequence where none is much longer than what fills the multiprocessors; else segments of that length, which end together,
+/// or where sequences do not divide into such, of half of it, so that long ones among short ones do not end last alone.
 int64_t segment_length(const Problem& p, const Sequences& seqs, int num_multiprocessors) {
-  const int64_t N = seqs.num_tokens(), blocks_a_segment = p.H * std::max<int64_t>(1, p.V / 128);
-  const auto length = [&](int64_t blocks) {
-    const int64_t tokens = N * blocks_a_segment / (blocks * num_multiprocessors);
-    return std::max(kMinSegment, (tokens + kMinSegment - 1) / kMinSegment * kMinSegment);
-  };
-  return seqs.max_length() <= length(2) ? (N / kChunk + 1) * kChunk : length(4);
+  const int64_t N = seqs.num_tokens();
+  const int64_t filling = std::max(filling_length(N, p.H, p.V, p.K, num_multiprocessors), filling_length(N, p.H, p.K, p.V, num_multiprocessors));
+  const int64_t length = std::max(kMinSegment, (filling + kMinSegment - 1) / kMinSegment * kMinSegment);
+  if (seqs.max_length() <= length + length / 4) return (N / kChunk + 1) * kChunk;
+  int64_t filled = 0;
+  for (int64_t s = 0; s < seqs.count(); ++s) filled += (seqs.length(s) + length - 1) / length * length;
+  return filled <= N + N / 8 ? length : std::max(kMinSegment, length / 2);
 }
 
 FastProblem fast_problem(Context& ctx, const Problem& p, const Sequences& seqs) {
@@ -38,7 +45,9 @@ Prepared prepared(Context& ctx, const FastProblem& f, bool reverse) {
   const Problem& p = f.problem;
   Prepared result{key_rows(ctx, f), key_rows(ctx, f), Tensor::empty(ctx, {f.chunks.slots, p.H, kChunk, kChunk}, DType::bf16),
                   Tensor::empty(ctx, {f.chunks.slots, p.H, p.K}, DType::f32)};
-  launch_prepare(ctx, {p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), reverse});
+  const PrepareParams params{p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), reverse};
+  if (p.decay_key) launch_prepare_channel(ctx, params);
+  else launch_prepare_head(ctx, params);
   return result;
 }
 
@@ -124,7 +133,7 @@ void finish(Context& ctx, const FastProblem& f, const KeyWalks& walks, const voi
 }  // namespace
 
 bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttention::Attrs& attrs) {
-  const bool aligned = cuda::aligned16(p.q) && cuda::aligned16(p.k) && cuda::aligned16(p.v);
+  const bool aligned = cuda::aligned16(p.q) && cuda::aligned16(p.k) && cuda::aligned16(p.v) && cuda::aligned16(p.log_decay);
   return q.dtype() == DType::bf16 && is_built(p.K) && is_built(p.V) && attrs.seqs.max_length() >= kMinTokens && aligned;
 }
 

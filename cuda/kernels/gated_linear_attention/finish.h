@@ -1,6 +1,6 @@
 // What the gradients of q, k and the decays of a chunk begin with, and how those of the decays end. Device code.
 #pragma once
-#include "cuda/kernels/gated_linear_attention/levels.h"
+#include "cuda/kernels/gated_linear_attention/place.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::gla_cuda {
@@ -17,8 +17,8 @@ __device__ inline void mix(const FinishParams& params, const Piece& chunk, int64
   const auto begin = [&](int64_t column) {
     if (column < p.V) {
       const int turn = column / 64 % 2 * 2;
-      load_tile(device::shared_address(tiles[turn]), params.d_o + at + column, stride, 64, count);
-      load_tile(device::shared_address(tiles[turn + 1]), static_cast<const device::bf16*>(p.v) + at + column, stride, 64, count);
+      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn]), params.d_o + at + column, stride, count);
+      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn + 1]), static_cast<const device::bf16*>(p.v) + at + column, stride, count);
     }
     device::cp_async_commit();
   };

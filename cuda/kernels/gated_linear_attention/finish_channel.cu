@@ -1,8 +1,10 @@
-// The gradients of q, k and decays per key channel of each chunk, one block a chunk and head: what the walks found across chunks, and the pairs of
-// the chunk's own tokens.
+// The gradients of q, k and decays per key channel of each chunk, one block a chunk and head: what the walks found across chunks, and the
+// pairs of the chunk's own tokens, by level as in prepare_channel.cu.
 //
-// With P_ts = scale d_o_t · v_s, and M the symmetric matrix of its values off the diagonal, one product a level (levels.h) serves q and k:
-// product = M scaled; d_q_t += exp(G_t - G_m) product_t in upper halves, d_k_t += exp(G_m - G_t) product_t in lower ones.
+// With P_ts = scale d_o_t · v_s, and M the symmetric matrix of its values off the diagonal, one product a level serves q and k: of what
+// both decay to the middle of their block, times M, d_q_t takes its first decay's share in upper halves, d_k_t its second's in lower ones.
+// A warp owns a band of 16 tokens, and of it 16 channels at a time, channels as rows: a lane's operands, sums and decays are of the same
+// elements, so the levels below 16 pass through no memory.
 // d_log_decay_t sums over all pairs s < t' with s < t ≤ t': those across chunks without any subtraction; those of this chunk as a sum over
 // tokens from t on of ±scaled product, in which pairs beyond t cancel exactly but for float32: both their terms are the same number.
 #include "cuda/kernels/gated_linear_attention/finish.h"
@@ -10,164 +12,380 @@
 namespace braid::gla_cuda {
 namespace {
 
+constexpr int kBands = 4, kHalves = 2;
+constexpr int kBlock = 16;  // channels at once
+
 struct FinishShared {
-  char mixed[8192];     // M
-  char tiles[4][8192];  // q, k, across_q, across_k; before: slices of d_o and v by turns
-  char scaled[2][8192];
-  float sums[64][kSumStride];      // of log decays; then by token, what d_log_decay sums from a token on
-  float key_sums[64][kSumStride];  // what it sums up to a token
-  float totals[8 * kColumns];
+  char mixed[8192];        // M
+  char tiles[2][5][8192];  // by turns, of 64 channels: q, k, across_q, across_k, log decays; before: slices of d_o and v
+  uint4 keys[kBands][kHalves][32], queries[kBands][kHalves][32];  // decayed to the end and from the start of their band
+  float totals[kBands][kHalves][kBlock];                          // decays of whole bands
+  float from[kBands][kHalves][kBlock], up_to[kBands][kHalves][kBlock];
   float diagonal[64];
 };
 
-/// product += M scaled over the pairs of `level`, for this warp's 16 tokens and 32 channels.
-__device__ inline void add_mixed(const FinishShared& shared, const char* scaled, const Place& place, int level, float (&product)[4][4]) {
-  const BlockAddress mixed(device::shared_address(shared.mixed), true), columns(device::shared_address(scaled), true);
-  const int row = place.lane / 4, column = place.lane % 4 * 2;
-#pragma unroll 1
-  for (int k = 0; k < (level == 32 ? 2 : 1); ++k) {
-    const int other = level == 32 ? ((place.band & 2) ^ 2) + k : level == 16 ? place.band ^ 1 : place.band;
-    uint32_t a[4];
-    device::ldmatrix_x4(a, mixed.at(place.band, other));
-    if (level == 8) a[0] = a[3] = 0;
-    if (level < 8) {
-      const int far = (row ^ column) & 6;  // all but the lowest bit of the distance, that of two neighbouring columns
-      const uint32_t mask = level == 1 ? (far ? 0 : row & 1 ? 0xffffu : 0xffff0000u) : (level == 4 ? far & 4 : far == 2) ? ~0u : 0u;
-      a[1] = a[2] = 0, a[0] &= mask, a[3] &= mask;
-    }
+using Values = float[2][2][2];  // [channel, + 8][token pair, + 8][parity]
+using Operand = uint32_t[4];    // the same as a left operand: word [channel + 2 · pair]
+using Sums = float[2][4];       // as products give them: [pair][2 · channel + parity]
+
+template <class Body>
+__device__ inline void each_value(Body&& body) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      uint32_t b[4];
-      device::ldmatrix_x4_transposed(b, columns.at(other, 2 * place.half + j));
-      device::mma_bf16(product[2 * j], a, {b[0], b[1]});
-      device::mma_bf16(product[2 * j + 1], a, {b[2], b[3]});
-    }
-  }
+  for (int u = 0; u < 2; ++u)
+#pragma unroll
+    for (int v = 0; v < 2; ++v)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) body(u, v, e);
+}
+__device__ inline float value_of(const Operand& words, int u, int v, int e) {
+  return e ? device::high_bf16(words[u + 2 * v]) : device::low_bf16(words[u + 2 * v]);
 }
 
-/// The gradients of a thread's places in one slice of 64 channels.
-struct Gradients {
-  Pairs q, k, from;  // from: what d_log_decay sums over tokens from its own on
+/// M of a band with itself, by level; negative where the token is of a lower half and takes from q.
+struct OwnPairs {
+  uint32_t one[2], two[2], four[2], eight[2];
 
-  /// From across the chunk's borders, and the diagonal.
-  __device__ void begin(FinishShared& shared, const Place& place, float scale) {
-    each([&](int i, int j) {
-      const int t = place.row(i), c = place.column(j);
-      const float2 sum = *reinterpret_cast<const float2*>(&shared.sums[t][c]), all = *reinterpret_cast<const float2*>(&shared.sums[63][c]);
-      const uint32_t q_word = word_at(shared.tiles[0], place, i, j), k_word = word_at(shared.tiles[1], place, i, j);
-      const uint32_t x = word_at(shared.tiles[2], place, i, j), y = word_at(shared.tiles[3], place, i, j);
-      const float2 q_at = {device::low_bf16(q_word), device::high_bf16(q_word)}, k_at = {device::low_bf16(k_word), device::high_bf16(k_word)};
-      q[i][j] = {scale * exp2_of(sum.x) * device::low_bf16(x), scale * exp2_of(sum.y) * device::high_bf16(x)};
-      k[i][j] = {exp2_of(all.x - sum.x) * device::low_bf16(y), exp2_of(all.y - sum.y) * device::high_bf16(y)};
-      from[i][j] = {q_at.x * q[i][j].x, q_at.y * q[i][j].y};
-      *reinterpret_cast<float2*>(&shared.key_sums[t][c]) = {k_at.x * k[i][j].x, k_at.y * k[i][j].y};
-      const float diagonal = shared.diagonal[t];
-      q[i][j].x += diagonal * k_at.x, q[i][j].y += diagonal * k_at.y;
-      k[i][j].x += diagonal * q_at.x, k[i][j].y += diagonal * q_at.y;
-    });
-  }
-
-  __device__ void add_level(FinishShared& shared, const Place& place, int level) {
-    char* const tile = shared.scaled[level & 0x15 ? 0 : 1];
-    Pairs factor;
-    Words scaled;
+  __device__ OwnPairs(uint32_t block_address) {
+    uint32_t m[4];
+    device::ldmatrix_x4(m, block_address);
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2, apart = row ^ column;
+    const auto sign = [&](int level) { return row & level ? 0u : 0x80008000u; };
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const FactorAt at(shared.sums, place, i, level);
-      const char* const from_tile = shared.tiles[place.is_upper(i, level) ? 0 : 1];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        factor[i][j] = at.factor(j);
-        scaled[i][j] = scaled_word(*reinterpret_cast<const uint32_t*>(from_tile + place.byte(i, j)), factor[i][j]);
-        word_at(tile, place, i, j) = scaled[i][j];
-      }
+    for (int v = 0; v < 2; ++v) {
+      one[v] = apart & 6 ? 0 : (m[3 * v] ^ sign(1)) & (row & 1 ? 0xffffu : 0xffff0000u);
+      two[v] = (apart & 6) == 2 ? m[3 * v] ^ sign(2) : 0;
+      four[v] = apart & 4 ? m[3 * v] ^ sign(4) : 0;
     }
-    __syncthreads();
-    float product[4][4] = {};
-    add_mixed(shared, tile, place, level, product);
-    each([&](int i, int j) {
-      const float left = product[j][2 * i], right = product[j][2 * i + 1];
-      const float to_q = place.is_upper(i, level) ? 1.0f : 0.0f, to_k = 1 - to_q, sign = to_q - to_k;
-      q[i][j].x += to_q * (factor[i][j].x * left), q[i][j].y += to_q * (factor[i][j].y * right);
-      k[i][j].x += to_k * (factor[i][j].x * left), k[i][j].y += to_k * (factor[i][j].y * right);
-      from[i][j].x += sign * device::low_bf16(scaled[i][j]) * left, from[i][j].y += sign * device::high_bf16(scaled[i][j]) * right;
-    });
-  }
-
-  /// After the last level's products: q and k as bf16 into their tiles, `from` over the sums.
-  __device__ void store(FinishShared& shared, const Place& place) const {
-    each([&](int i, int j) {
-      word_at(shared.tiles[0], place, i, j) = device::pack_bf16(q[i][j].x, q[i][j].y);
-      word_at(shared.tiles[1], place, i, j) = device::pack_bf16(k[i][j].x, k[i][j].y);
-      *reinterpret_cast<float2*>(&shared.sums[place.row(i)][place.column(j)]) = from[i][j];
-    });
+    eight[0] = m[1] ^ 0x80008000u, eight[1] = m[2];
   }
 };
 
-/// d_log_decay of a slice: channel c, 16 tokens a thread.
-__device__ inline void store_decays(const FinishParams& params, const Piece& chunk, int64_t h, int64_t column, FinishShared& shared) {
-  const Problem& p = params.problem;
-  const int c = threadIdx.x % kColumns, group = threadIdx.x / kColumns;
-  float from[16], up_to[16], from_all = 0, up_to_all = 0;
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    from[i] = shared.sums[16 * group + i][c], up_to[i] = shared.key_sums[16 * group + i][c];
-    from_all += from[i], up_to_all += up_to[i];
+/// What 16 channels of a band gather; `lost` is -d_k until the end. first, second: each token's decays in the blocks joined so far.
+struct Gathered {
+  Operand q, k;
+  Values first, second, d_q, lost, from;
+  float total[2][2];
+
+  /// From the decays: levels 1 to 8.
+  __device__ void add_band(const OwnPairs& pairs, const Values& decay) {
+    add_one(pairs.one, decay);
+    const int lane = threadIdx.x % 4;
+    add_near<1>(pairs.two, lane & 1);
+    add_near<2>(pairs.four, lane & 2);
+    add_eight(pairs.eight);
   }
-  shared.totals[threadIdx.x] = from_all, shared.totals[256 + threadIdx.x] = up_to_all;
-  __syncthreads();
-  float before = spanning_at(params, (chunk.slot * p.H + h) * p.K + column + c), after = 0;
-  for (int i = 0; i < group; ++i) before += shared.totals[256 + i * kColumns + c];
-  for (int i = 3; i > group; --i) after += shared.totals[i * kColumns + c];
+  __device__ void add_one(const uint32_t (&m)[2], const Values& decay) {
+    Operand scaled;
+    Sums product = {};
 #pragma unroll
-  for (int i = 15; i >= 0; --i) from[i] = after += from[i];
+    for (int w = 0; w < 4; ++w) scaled[w] = device::pack_bf16(device::low_bf16(k[w]), device::high_bf16(q[w]) * decay[w % 2][w / 2][1]);
+    device::mma_bf16(product[0], scaled, {m[0], 0});
+    device::mma_bf16(product[1], scaled, {0, m[1]});
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const int64_t t = 16 * group + i;
-    if (t < chunk.count) store_decay(params, ((chunk.first + t) * p.H + h) * p.K + column + c, before + from[i]);
-    before += up_to[i];
+    for (int u = 0; u < 2; ++u)
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        const float left = product[v][2 * u], right = product[v][2 * u + 1], even = decay[u][v][0], odd = decay[u][v][1];
+        d_q[u][v][0] = 0, d_q[u][v][1] = odd * right;
+        lost[u][v][0] = left, lost[u][v][1] = 0;
+        from[u][v][0] = value_of(scaled, u, v, 0) * left, from[u][v][1] = value_of(scaled, u, v, 1) * right;
+        total[u][v] = even * odd;
+        first[u][v][0] = even, first[u][v][1] = total[u][v];
+        second[u][v][0] = odd, second[u][v][1] = 1;
+      }
+  }
+  /// Of blocks that lie in neighbouring lanes.
+  template <int lanes>
+  __device__ void add_near(const uint32_t (&m)[2], bool upper) {
+    Operand scaled;
+    Values factor;
+    Sums product = {};
+    each_value([&](int u, int v, int e) { factor[u][v][e] = upper ? first[u][v][e] : second[u][v][e]; });
+#pragma unroll
+    for (int w = 0; w < 4; ++w) scaled[w] = scaled_word(upper ? q[w] : k[w], {factor[w % 2][w / 2][0], factor[w % 2][w / 2][1]});
+    device::mma_bf16(product[0], scaled, {m[0], 0});
+    device::mma_bf16(product[1], scaled, {0, m[1]});
+    each_value([&](int u, int v, int e) {
+      const float x = product[v][2 * u + e];
+      from[u][v][e] += value_of(scaled, u, v, e) * x;
+      if (upper) d_q[u][v][e] += factor[u][v][e] * x;
+      else lost[u][v][e] += factor[u][v][e] * x;
+    });
+#pragma unroll
+    for (int u = 0; u < 2; ++u)
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        const float other = __shfl_xor_sync(0xffffffffu, total[u][v], lanes);
+        if (upper) first[u][v][0] *= other, first[u][v][1] *= other;
+        else second[u][v][0] *= other, second[u][v][1] *= other;
+        total[u][v] *= other;
+      }
+  }
+  __device__ void add_eight(const uint32_t (&m)[2]) {
+    Operand scaled;
+    Sums product = {};
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      scaled[u] = scaled_word(k[u], {second[u][0][0], second[u][0][1]});
+      scaled[u + 2] = scaled_word(q[u + 2], {first[u][1][0], first[u][1][1]});
+    }
+    device::mma_bf16(product[0], scaled, {0, m[0]});
+    device::mma_bf16(product[1], scaled, {m[1], 0});
+    each_value([&](int u, int v, int e) {
+      const float x = product[v][2 * u + e];
+      from[u][v][e] += value_of(scaled, u, v, e) * x;
+      if (v) d_q[u][v][e] += first[u][v][e] * x, first[u][v][e] *= total[u][0];
+      else lost[u][v][e] += second[u][v][e] * x, second[u][v][e] *= total[u][1];
+    });
+    total[0][0] *= total[0][1], total[1][0] *= total[1][1];
+  }
+};
+
+/// Where a warp is: its tokens and, in a slice of 64 channels, its half of them.
+struct Spot {
+  const int lane = threadIdx.x % 32, band = threadIdx.x / 32 % kBands, half = threadIdx.x / 128, row = lane / 4, column = lane % 4 * 2;
+
+  __device__ int token(int v) const { return 16 * band + 8 * v + column; }
+};
+
+/// Adds the pairs with tokens of other bands and what the walks found; up_to: what d_log_decay sums up to a token.
+__device__ inline void add_bands(const FinishShared& shared, const Spot& spot, const Operand& q_scaled, const Operand& k_scaled,
+                                 const Operand& across_q, const Operand& across_k, float scale, Gathered& gathered, Values& up_to) {
+  const BlockAddress mixed(device::shared_address(shared.mixed), false);
+  Sums to_q, to_k = {};
+  float to_end[2] = {1, 1};
+  each_value([&](int u, int v, int e) { to_q[v][2 * u + e] = scale * value_of(across_q, u, v, e); });
+  const auto meet = [&](int other, const uint4& words, Sums& sums, float(&decayed)[2]) {
+    Operand m;
+    device::ldmatrix_x4(m, mixed.at(spot.band, other));
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      const float total = shared.totals[other][spot.half][spot.row + 8 * u];
+      decayed[u] *= total;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i / 2][2 * u + i % 2] *= total;
+    }
+    const Operand a = {words.x, words.y, words.z, words.w};
+    device::mma_bf16(sums[0], a, {m[0], m[1]});
+    device::mma_bf16(sums[1], a, {m[2], m[3]});
+  };
+  float from_start[2] = {1, 1};
+#pragma unroll 1
+  for (int other = 0; other < spot.band; ++other) meet(other, shared.keys[other][spot.half][spot.lane], to_q, from_start);
+#pragma unroll 1
+  for (int other = kBands - 1; other > spot.band; --other) meet(other, shared.queries[other][spot.half][spot.lane], to_k, to_end);
+  each_value([&](int u, int v, int e) {
+    const float x = to_q[v][2 * u + e], y = to_k[v][2 * u + e], far = to_end[u] * value_of(across_k, u, v, e), second = gathered.second[u][v][e];
+    gathered.d_q[u][v][e] += gathered.first[u][v][e] * x;
+    gathered.lost[u][v][e] -= second * (y + far);
+    gathered.from[u][v][e] += value_of(q_scaled, u, v, e) * x - value_of(k_scaled, u, v, e) * y;
+    up_to[u][v][e] = value_of(gathered.k, u, v, e) * (second * far);
+  });
+}
+
+/// Sums over a band's tokens: of `from` from each on, of `up_to` before each; returns those of all in lanes of one channel.
+__device__ inline void scan_band(Values& from, Values& up_to, float (&from_all)[2], float (&up_to_all)[2]) {
+  const int lane = threadIdx.x % 4;
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    float from_sum[2], up_to_sum[2];
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      float later = 0, earlier = 0, right = from[u][v][0] + from[u][v][1], left = up_to[u][v][0] + up_to[u][v][1];
+#pragma unroll
+      for (int i = 1; i < 4; i *= 2) {
+        const float other_right = __shfl_xor_sync(0xffffffffu, right, i), other_left = __shfl_xor_sync(0xffffffffu, left, i);
+        if (lane & i) earlier += other_left;
+        else later += other_right;
+        right += other_right, left += other_left;
+      }
+      from[u][v][1] += later, from[u][v][0] += from[u][v][1];
+      up_to[u][v][1] = earlier + up_to[u][v][0], up_to[u][v][0] = earlier;
+      from_sum[v] = right, up_to_sum[v] = left;
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) from[u][0][e] += from_sum[1], up_to[u][1][e] += up_to_sum[0];
+    from_all[u] = from_sum[0] + from_sum[1], up_to_all[u] = up_to_sum[0] + up_to_sum[1];
   }
 }
 
-__global__ void __launch_bounds__(kLevelThreads, 2) finish(FinishParams params) {
-  extern __shared__ __align__(128) char finish_memory[];
-  FinishShared& shared = *reinterpret_cast<FinishShared*>(finish_memory);
-  const Problem& p = params.problem;
-  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
-  if (chunk.count == 0) return;
-  const int64_t h = blockIdx.y, stride = p.H * p.K;
-  const int count = static_cast<int>(chunk.count);
-  const Place place;
-  mix(params, chunk, h, shared.tiles, shared.mixed, shared.diagonal, [](int, int) { return 1.0f; });
-  for (int64_t column = 0; column < p.K; column += kColumns) {
-    const int64_t at = chunk.first * stride + h * p.K + column;
-    const device::bf16* const from[4] = {static_cast<const device::bf16*>(p.q), static_cast<const device::bf16*>(p.k), params.across_q,
-                                         params.across_k};
-    for (int i = 0; i < 4; ++i) load_tile(device::shared_address(shared.tiles[i]), from[i] + at, stride, 64, count);
-    device::cp_async_commit();
-    sum_decays(p, chunk, h, column, shared.sums, shared.totals);
-    device::cp_async_wait<0>();
-    __syncthreads();
-    Gradients gradients;
-    gradients.begin(shared, place, p.scale);
-#pragma unroll 1  // unrolled, the levels' registers would not fit
-    for (int level = 32; level > 0; level /= 2) gradients.add_level(shared, place, level);
-    gradients.store(shared, place);
-    __syncthreads();
-    if (params.d_q) store_tile(shared.tiles[0], params.d_q + at, stride, 64, count);
-    if (params.d_k) store_tile(shared.tiles[1], params.d_k + at, stride, 64, count);
-    if (params.d_decay) store_decays(params, chunk, h, column, shared);
-    __syncthreads();
+/// Puts a warp's 16 channels of a band into a tile.
+__device__ inline void put_block(char* tile, const Spot& spot, int piece, const Values& x) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const uint32_t word = device::transposed_8x8(device::pack_bf16(x[w % 2][w / 2][0], x[w % 2][w / 2][1]));
+    *reinterpret_cast<uint32_t*>(tile + tile_byte(16 * spot.band + 8 * (w / 2) + spot.row, piece + w % 2) + spot.lane % 4 * 4) = word;
   }
+}
+/// Writes a warp's 32 channels of a band.
+__device__ inline void store_band(const char* tile, const Spot& spot, device::bf16* to, int64_t stride, int count) {
+  const int piece = 4 * spot.half + spot.lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 16 * spot.band + spot.row + 8 * i;
+    if (t < count) *reinterpret_cast<uint4*>(to + t * stride + 8 * piece) = *reinterpret_cast<const uint4*>(tile + tile_byte(t, piece));
+  }
+}
+
+/// One chunk and head.
+template <class T>
+struct Finish {
+  static constexpr bool kFloatDecay = sizeof(T) == 4;
+  const FinishParams& params;
+  FinishShared& shared;
+  const Piece& chunk;
+  const int64_t h, stride, first;  // first: of the chunk's rows [H, K]
+  const int count;
+  const Spot spot;
+
+  __device__ Finish(const FinishParams& params, FinishShared& shared, const Piece& chunk, int64_t h)
+      : params(params),
+        shared(shared),
+        chunk(chunk),
+        h(h),
+        stride(params.problem.H * params.problem.K),
+        first((chunk.first * params.problem.H + h) * params.problem.K),
+        count(static_cast<int>(chunk.count)) {}
+
+  /// Begins the copies of 64 channels: two rows a thread of each tile.
+  __device__ void load(int64_t column, char (*tiles)[8192]) const {
+    const Problem& p = params.problem;
+    const int row = threadIdx.x / 8, piece = threadIdx.x % 8;
+    const device::bf16* const from[5] = {static_cast<const device::bf16*>(p.q), static_cast<const device::bf16*>(p.k), params.across_q,
+                                         params.across_k, static_cast<const device::bf16*>(p.log_decay)};
+    const uint32_t to = device::shared_address(tiles[0]) + tile_byte(row, piece);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool live = row + 32 * i < count;
+      const int64_t at = first + column + 8 * piece + (live ? row + 32 * i : 0) * stride;
+#pragma unroll
+      for (int j = 0; j < (kFloatDecay ? 4 : 5); ++j) device::cp_async16(to + 8192 * j + 4096 * i, from[j] + at, live);
+    }
+    device::cp_async_commit();
+  }
+
+  __device__ void load_decays(char (*tiles)[8192], int64_t column, int block, Values& decay) const {
+    if constexpr (kFloatDecay) {
+      const float* const from = static_cast<const float*>(params.problem.log_decay) + first + column + spot.row;
+      each_value([&](int u, int v, int e) {
+        const int t = spot.token(v) + e;
+        decay[u][v][e] = t < count ? from[t * stride + 8 * u] : 0.0f;
+      });
+    } else {
+      Operand words;
+      device::ldmatrix_x4_transposed(words, BlockAddress(device::shared_address(tiles[4]), false).at(spot.band, block));
+      each_value([&](int u, int v, int e) { decay[u][v][e] = value_of(words, u, v, e); });
+    }
+    each_value([&](int u, int v, int e) { decay[u][v][e] = exp_of(decay[u][v][e]); });
+  }
+
+  /// d_log_decay of 16 channels.
+  __device__ void put_decays(char (*tiles)[8192], int64_t column, int block, Values& from, const Values& up_to, const float (&spanning)[2]) const {
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      float sum = spanning[u];
+      const int c = spot.row + 8 * u;
+#pragma unroll
+      for (int b = 0; b < kBands; ++b) sum += b < spot.band ? shared.up_to[b][spot.half][c] : b > spot.band ? shared.from[b][spot.half][c] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) from[u][i / 2][i % 2] += sum + up_to[u][i / 2][i % 2];
+    }
+    if constexpr (kFloatDecay) {
+      float* const to = static_cast<float*>(params.d_decay) + first + column + spot.row;
+      each_value([&](int u, int v, int e) {
+        const int t = spot.token(v) + e;
+        if (t < count) to[t * stride + 8 * u] = from[u][v][e];
+      });
+    } else {
+      put_block(tiles[4], spot, 2 * block, from);
+    }
+  }
+
+  /// 16 channels, of block `block` in the slice that begins at `slice`.
+  __device__ void add_block(char (*tiles)[8192], int64_t slice, int block, const OwnPairs& pairs, const float (&diagonal)[2][2]) const {
+    const int64_t column = slice + kBlock * block;
+    const auto operand_at = [&](int tile, Operand& to) {
+      device::ldmatrix_x4_transposed(to, BlockAddress(device::shared_address(tiles[tile]), false).at(spot.band, block));
+    };
+    Values decay, up_to;
+    Gathered gathered;
+    load_decays(tiles, column, block, decay);
+    operand_at(0, gathered.q), operand_at(1, gathered.k);
+    gathered.add_band(pairs, decay);
+    Operand q_scaled, k_scaled, across_q, across_k;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const auto &first = gathered.first[w % 2][w / 2], &second = gathered.second[w % 2][w / 2];
+      q_scaled[w] = scaled_word(gathered.q[w], {first[0], first[1]}), k_scaled[w] = scaled_word(gathered.k[w], {second[0], second[1]});
+    }
+    shared.queries[spot.band][spot.half][spot.lane] = {q_scaled[0], q_scaled[1], q_scaled[2], q_scaled[3]};
+    shared.keys[spot.band][spot.half][spot.lane] = {k_scaled[0], k_scaled[1], k_scaled[2], k_scaled[3]};
+    const auto share = [&](float(&to)[kBlock], float low, float high) {
+      if (spot.lane % 4 == 0) to[spot.row] = low, to[spot.row + 8] = high;
+    };
+    share(shared.totals[spot.band][spot.half], gathered.total[0][0], gathered.total[1][0]);
+    float spanning[2] = {};
+    if (params.d_decay) {
+      const int64_t at = (chunk.slot * params.problem.H + h) * params.problem.K + column + spot.row;
+      spanning[0] = spanning_at(params, at), spanning[1] = spanning_at(params, at + 8);
+    }
+    __syncthreads();
+    operand_at(2, across_q), operand_at(3, across_k);
+    add_bands(shared, spot, q_scaled, k_scaled, across_q, across_k, params.problem.scale, gathered, up_to);
+    each_value([&](int u, int v, int e) {
+      gathered.d_q[u][v][e] += diagonal[v][e] * value_of(gathered.k, u, v, e);
+      gathered.lost[u][v][e] = diagonal[v][e] * value_of(gathered.q, u, v, e) - gathered.lost[u][v][e];
+    });
+    put_block(tiles[0], spot, 2 * block, gathered.d_q);
+    put_block(tiles[1], spot, 2 * block, gathered.lost);
+    float from_all[2], up_to_all[2];
+    scan_band(gathered.from, up_to, from_all, up_to_all);
+    share(shared.from[spot.band][spot.half], from_all[0], from_all[1]);
+    share(shared.up_to[spot.band][spot.half], up_to_all[0], up_to_all[1]);
+    __syncthreads();
+    if (params.d_decay) put_decays(tiles, column, block, gathered.from, up_to, spanning);
+  }
+
+  __device__ void run() const {
+    load(0, shared.tiles[0]);
+    mix(params, chunk, h, shared.tiles[1], shared.mixed, shared.diagonal, [](int, int) { return 1.0f; });
+    __syncthreads();
+    const OwnPairs pairs(BlockAddress(device::shared_address(shared.mixed), false).at(spot.band, spot.band));
+    float diagonal[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) diagonal[i / 2][i % 2] = shared.diagonal[spot.token(i / 2) + i % 2];
+#pragma unroll 1
+    for (int64_t slice = 0; slice < params.problem.K; slice += kColumns) {
+      char(*const tiles)[8192] = shared.tiles[slice / kColumns % 2];
+      device::cp_async_wait<0>();
+      __syncthreads();
+      if (slice + kColumns < params.problem.K) load(slice + kColumns, shared.tiles[(slice / kColumns + 1) % 2]);
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) add_block(tiles, slice, 2 * spot.half + i, pairs, diagonal);
+      __syncwarp();
+      if (params.d_q) store_band(tiles[0], spot, params.d_q + first + slice, stride, count);
+      if (params.d_k) store_band(tiles[1], spot, params.d_k + first + slice, stride, count);
+      if (!kFloatDecay && params.d_decay) store_band(tiles[4], spot, static_cast<device::bf16*>(params.d_decay) + first + slice, stride, count);
+    }
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kPlaceThreads, 2) finish_channel(FinishParams params) {
+  extern __shared__ __align__(128) char finish_memory[];
+  const Block block = block_of(params.problem.H);
+  const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
+  if (chunk.count == 0) return;
+  Finish<T>(params, *reinterpret_cast<FinishShared*>(finish_memory), chunk, block.h).run();
 }
 
 }  // namespace
 
 void launch_finish_channel(Context& ctx, const FinishParams& params) {
-  const cuda::LaunchConfig config{.grid = {static_cast<unsigned>(params.chunks.slots), static_cast<unsigned>(params.problem.H)},
-                                  .block = kLevelThreads,
-                                  .shared_bytes = sizeof(FinishShared)};
-  cuda::launch(ctx.stream(), "gated_linear_attention_finish", &finish, config, params);
+  const cuda::LaunchConfig config{
+      .grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads, .shared_bytes = sizeof(FinishShared)};
+  cuda::launch(ctx.stream(), "gated_linear_attention_finish", params.problem.decay_is_float ? &finish_channel<float> : &finish_channel<device::bf16>,
+               config, params);
 }
 
 }  // namespace braid::gla_cuda

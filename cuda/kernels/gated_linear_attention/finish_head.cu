@@ -93,12 +93,13 @@ __device__ inline void store_decays(const FinishParams& params, const Piece& chu
   store_decay(params, (chunk.first + t) * H + h, sum + after);
 }
 
-__global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams params) {
+__global__ void __launch_bounds__(kPlaceThreads, 2) finish_head(FinishParams params) {
   __shared__ __align__(128) FinishHeadShared shared;
   const Problem& p = params.problem;
-  const Piece chunk = piece_of<kChunk>(params.chunks, blockIdx.x);
+  const Block block = block_of(p.H);
+  const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
   if (chunk.count == 0) return;
-  const int64_t h = blockIdx.y, stride = p.H * p.K;
+  const int64_t h = block.h, stride = p.H * p.K;
   const int count = static_cast<int>(chunk.count);
   const Place place;
   DecaySums decays;
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams par
     const int64_t at = chunk.first * stride + h * p.K + column;
     const device::bf16* const from[4] = {static_cast<const device::bf16*>(p.q), static_cast<const device::bf16*>(p.k), params.across_q,
                                          params.across_k};
-    for (int i = 0; i < 4; ++i) load_tile(device::shared_address(shared.tiles[i]), from[i] + at, stride, 64, count);
+    for (int i = 0; i < 4; ++i) load_tile<64, kPlaceThreads>(device::shared_address(shared.tiles[i]), from[i] + at, stride, count);
     device::cp_async_commit();
     device::cp_async_wait<0>();
     __syncthreads();
@@ -119,8 +120,8 @@ __global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams par
     __syncthreads();
     each([&](int i, int j) { word_at(shared.tiles[0], place, i, j) = d_q[i][j], word_at(shared.tiles[1], place, i, j) = d_k[i][j]; });
     __syncthreads();
-    if (params.d_q) store_tile(shared.tiles[0], params.d_q + at, stride, 64, count);
-    if (params.d_k) store_tile(shared.tiles[1], params.d_k + at, stride, 64, count);
+    if (params.d_q) store_tile<64, kPlaceThreads>(shared.tiles[0], params.d_q + at, stride, count);
+    if (params.d_k) store_tile<64, kPlaceThreads>(shared.tiles[1], params.d_k + at, stride, count);
     __syncthreads();
   }
   if (params.d_decay) store_decays(params, chunk, h, shared, place, decays);
@@ -129,8 +130,7 @@ __global__ void __launch_bounds__(kLevelThreads, 2) finish_head(FinishParams par
 }  // namespace
 
 void launch_finish_head(Context& ctx, const FinishParams& params) {
-  const cuda::LaunchConfig config{.grid = {static_cast<unsigned>(params.chunks.slots), static_cast<unsigned>(params.problem.H)},
-                                  .block = kLevelThreads};
+  const cuda::LaunchConfig config{.grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads};
   cuda::launch(ctx.stream(), "gated_linear_attention_finish", &finish_head, config, params);
 }
 

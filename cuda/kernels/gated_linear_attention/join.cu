@@ -5,6 +5,8 @@
 namespace braid::gla_cuda {
 namespace {
 
+constexpr int kAhead = 4;  // segments whose loads are issued together
+
 struct JoinParams {
   Cut segments;
   int64_t H, K, V;
@@ -23,14 +25,23 @@ __global__ void __launch_bounds__(256) join(JoinParams params) {
   const int64_t first_slot = begin / cut + s, num_segments = max(int64_t{1}, (length + cut - 1) / cut);
   float4 state = {};
   if (params.initial) state = *reinterpret_cast<const float4*>(params.initial + (s * params.H + h) * KV + element);
-  for (int64_t i = 0; i < num_segments; ++i) {
-    const int64_t row = (first_slot + (params.reverse ? num_segments - 1 - i : i)) * params.H + h;
-    float4& at = *reinterpret_cast<float4*>(params.states + row * KV + element);
-    const bool follows = i + 1 < num_segments;
-    const float4 own = follows ? at : float4{};
-    const float decay = follows ? params.decay[row * params.K + element / params.V] : 0.0f;
-    at = state;
-    state = {decay * state.x + own.x, decay * state.y + own.y, decay * state.z + own.z, decay * state.w + own.w};
+  for (int64_t i = 0; i < num_segments; i += kAhead) {
+    float4* at[kAhead];
+    float4 own[kAhead];
+    float decay[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t row = (first_slot + (params.reverse ? num_segments - 1 - i - j : i + j)) * params.H + h;
+      const bool follows = i + j + 1 < num_segments;
+      at[j] = reinterpret_cast<float4*>(params.states + row * KV + element);
+      own[j] = follows ? *at[j] : float4{};
+      decay[j] = follows ? params.decay[row * params.K + element / params.V] : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (i + j < num_segments) *at[j] = state;
+      state = {decay[j] * state.x + own[j].x, decay[j] * state.y + own[j].y, decay[j] * state.z + own[j].z, decay[j] * state.w + own[j].w};
+    }
   }
 }
 

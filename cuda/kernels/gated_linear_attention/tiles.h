@@ -10,25 +10,54 @@ namespace braid::gla_cuda {
 inline constexpr int kPanelBytes = 8192;
 __device__ inline int tile_byte(int row, int piece) { return piece / 8 * kPanelBytes + row * 128 + ((piece % 8 ^ row % 8) << 4); }
 
-/// Begins the copy of 64 rows, zeros from row `count` > 0 on; `stride` in elements. A thread keeps to one piece of its rows, so that
-/// what is left of the addresses is an addition.
-__device__ inline void load_tile(uint32_t tile, const device::bf16* from, int64_t stride, int columns, int count) {
-  const int pieces = columns / 8, piece = threadIdx.x % pieces, rows = blockDim.x / pieces;
-  const int64_t step = rows * stride;
-  int row = threadIdx.x / pieces;
-  const device::bf16* at = from + row * stride + piece * 8;
-#pragma unroll 4
-  for (; row < 64; row += rows, at += step) device::cp_async16(tile + tile_byte(row, piece), row < count ? at : from, row < count);
+/// How `threads` share out the 16-byte pieces of a tile of 64 rows: a thread keeps to one piece of its rows, so that what is left of the
+/// addresses is an addition.
+template <int columns, int threads>
+struct TileShare {
+  static constexpr int kPieces = columns / 8, kRows = threads / kPieces, kCount = 64 / kRows;
+  const int first = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
+
+  __device__ int row(int i) const { return first + i * kRows; }
+  __device__ int byte(int i) const { return kRows % 8 == 0 ? tile_byte(first, piece) + i * kRows * 128 : tile_byte(row(i), piece); }
+};
+
+/// Begins the copy of 64 rows, zeros from row `count` > 0 on; `stride` in elements.
+template <int columns, int threads>
+__device__ inline void load_tile(uint32_t tile, const device::bf16* from, int64_t stride, int count) {
+  using Share = TileShare<columns, threads>;
+  const Share share;
+  const int64_t step = Share::kRows * stride;
+  const device::bf16* at = from + share.first * stride + share.piece * 8;
+  if (count == 64) {
+#pragma unroll
+    for (int i = 0; i < Share::kCount; ++i, at += step) device::cp_async16(tile + share.byte(i), at);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < Share::kCount; ++i, at += step)
+      device::cp_async16(tile + share.byte(i), share.row(i) < count ? at : from, share.row(i) < count);
+  }
 }
 
 /// Writes the first `count` rows of a tile.
-__device__ inline void store_tile(const char* tile, device::bf16* to, int64_t stride, int columns, int count) {
-  const int pieces = columns / 8, piece = threadIdx.x % pieces, rows = blockDim.x / pieces;
-  const int64_t step = rows * stride;
-  int row = threadIdx.x / pieces;
-  device::bf16* at = to + row * stride + piece * 8;
-#pragma unroll 4
-  for (; row < count; row += rows, at += step) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(tile + tile_byte(row, piece));
+template <int columns, int threads>
+__device__ inline void store_tile(const char* tile, device::bf16* to, int64_t stride, int count) {
+  using Share = TileShare<columns, threads>;
+  const Share share;
+  const int64_t step = Share::kRows * stride;
+  device::bf16* at = to + share.first * stride + share.piece * 8;
+#pragma unroll
+  for (int i = 0; i < Share::kCount; ++i, at += step)
+    if (share.row(i) < count) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(tile + share.byte(i));
+}
+
+/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64]; `transposed`: s is the row.
+__device__ inline void put_pair(char* tile, int t, int s, float left, float right, bool transposed) {
+  if (!transposed) {
+    *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
+    return;
+  }
+  *reinterpret_cast<device::bf16*>(tile + tile_byte(s, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(left);
+  *reinterpret_cast<device::bf16*>(tile + tile_byte(s + 1, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(right);
 }
 
 /// Addresses of the four 8×8 matrices that ldmatrix_x4 takes for a 16×16 block of a tile, one row of one matrix a lane. `by_rows`:

@@ -24,29 +24,27 @@ struct WalkShared {
   }
 };
 
-template <Walk mode, int C>
+template <Walk mode, int C, int threads>
 struct Walker {
-  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts;
+  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts, kTile = threads / 32 / kParts * 16;
+  static constexpr WalkShared shared{mode, C, kTile};
   using Accumulators = float[kColumns / 8][4];
   using Out = float[8][4];  // [16 rows, 64 tokens]
 
   const WalkParams& params;
-  const WalkShared shared;
   char* const memory;
-  const int tile, lane, part, row;  // row: the warp's first one in the block's tile
-  const int64_t h, M, first_row;    // first_row: the block's in M
+  const int lane, part, row;      // row: the warp's first one in the block's tile
+  const int64_t h, M, first_row;  // first_row: the block's in M
 
-  __device__ Walker(const WalkParams& params, char* memory)
+  __device__ Walker(const WalkParams& params, char* memory, const Block& block)
       : params(params),
-        shared(mode, C, blockDim.x / 32 / kParts * 16),
         memory(memory),
-        tile(blockDim.x / 32 / kParts * 16),
         lane(threadIdx.x % 32),
-        part(threadIdx.x / (2 * tile)),
-        row(threadIdx.x / 32 % (tile / 16) * 16),
-        h(blockIdx.y),
+        part(threadIdx.x / (2 * kTile)),
+        row(threadIdx.x / 32 % (kTile / 16) * 16),
+        h(block.h),
         M(mode == Walk::keys ? params.problem.K : params.problem.V),
-        first_row(int64_t{blockIdx.z} * tile) {}
+        first_row(block.tile * kTile) {}
 
   /// body(accumulator, its place in a state [K, V])
   template <class Body>
@@ -62,17 +60,16 @@ struct Walker {
 
   __device__ void load_across(int64_t first, int count) const {
     const int64_t H = params.problem.H;
-    load_tile(device::shared_address(memory + shared.across), params.across + (first * H + h) * C, H * C, C, count);
+    load_tile<C, threads>(device::shared_address(memory + shared.across), params.across + (first * H + h) * C, H * C, count);
   }
   __device__ void load_update(int64_t first, int count, int64_t chunk) const {
     const int64_t H = params.problem.H, K = params.problem.K;
     const uint32_t base = device::shared_address(memory);
-    load_tile(base + shared.columns, params.columns + (first * H + h) * C, H * C, C, count);
-    load_tile(base + shared.rows, params.rows + (first * H + h) * M + first_row, H * M, tile, count);
-    if constexpr (mode == Walk::values) load_tile(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64, 64);
+    load_tile<C, threads>(base + shared.columns, params.columns + (first * H + h) * C, H * C, count);
+    load_tile<kTile, threads>(base + shared.rows, params.rows + (first * H + h) * M + first_row, H * M, count);
+    if constexpr (mode == Walk::values) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
     const float* decay = params.decay + (chunk * H + h) * K + (mode == Walk::keys ? first_row : 0);
-    for (int i = threadIdx.x; i < (mode == Walk::keys ? tile : C) / 4; i += blockDim.x)
-      device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
+    for (int i = threadIdx.x; i < (mode == Walk::keys ? kTile : C) / 4; i += threads) device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
   }
 
   /// Step k's a operand of out = state · across.
@@ -84,7 +81,7 @@ struct Walker {
 
   /// Keeps the state before a chunk; in reverse, multiplies the kept one with this one: spanning[i] sums the rows lane / 4 + 8 i.
   __device__ void keep(const Accumulators& state, int64_t chunk, float (&spanning)[2]) const {
-    const int64_t warp = (chunk * params.problem.H + h) * (M / 16 * kParts) + blockIdx.z * (blockDim.x / 32) + threadIdx.x / 32;
+    const int64_t warp = (chunk * params.problem.H + h) * (M / 16 * kParts) + first_row / kTile * (threads / 32) + threadIdx.x / 32;
     uint4* const kept = params.kept + warp * (kColumns / 16 * 32) + lane;
 #pragma unroll
     for (int k = 0; k < kColumns / 16; ++k) {

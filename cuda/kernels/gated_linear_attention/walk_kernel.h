@@ -19,16 +19,16 @@ namespace by_warpgroup = by_warp;
 #endif
 
 /// The state at the end of the walk, where it is wanted, and the product of a segment's decays.
-template <Walk mode, int C>
-__device__ inline void store_end(const Walker<mode, C>& walker, const Piece& piece, typename Walker<mode, C>::Accumulators& state) {
+template <Walk mode, int C, int threads>
+__device__ inline void store_end(const Walker<mode, C, threads>& walker, const Piece& piece, typename Walker<mode, C, threads>::Accumulators& state) {
   const WalkParams& params = walker.params;
   const int64_t H = params.problem.H, K = params.problem.K, KV = K * params.problem.V;
   if (mode != Walk::local && !(params.last && (params.reverse ? piece.is_first : piece.is_last))) return;
   float* const to = params.last + ((mode == Walk::local ? piece.slot : piece.sequence) * H + walker.h) * KV;
   walker.each_element(state, [&](float x, int64_t at) { to[at] = x; });
   if constexpr (mode == Walk::local) {
-    if (blockIdx.z != 0) return;
-    for (int64_t k = threadIdx.x; k < K; k += blockDim.x) {
+    if (walker.first_row != 0) return;
+    for (int64_t k = threadIdx.x; k < K; k += threads) {
       float product = 1;
       for (int64_t c = 0; c < piece.num_chunks; ++c) product *= params.decay[((piece.first_chunk + c) * H + walker.h) * K + k];
       params.segment_decay[(piece.slot * H + walker.h) * K + k] = product;
@@ -38,12 +38,13 @@ __device__ inline void store_end(const Walker<mode, C>& walker, const Piece& pie
 
 // Two halves of a chunk overlap with the copies for each other: while the state is multiplied with `across`, the operands of the update
 // arrive; while the state is updated, the next chunk's `across` arrives.
-template <Walk mode, int C>
-__global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params) {
+template <Walk mode, int C, int threads>
+__global__ void __launch_bounds__(threads, walk_blocks_a_multiprocessor(C)) walk(WalkParams params) {
   extern __shared__ __align__(1024) char walk_memory[];
-  const Walker<mode, C> walker(params, walk_memory);
+  const Block block = block_of(params.problem.H, (mode == Walk::keys ? params.problem.K : params.problem.V) / Walker<mode, C, threads>::kTile);
+  const Walker<mode, C, threads> walker(params, walk_memory, block);
   constexpr bool has_out = mode != Walk::local;
-  const Piece piece = piece_of(params.segments, blockIdx.x);
+  const Piece piece = piece_of(params.segments, block.slot);
   const int64_t H = params.problem.H, KV = params.problem.K * params.problem.V;
   if (mode == Walk::local ? (params.reverse ? piece.is_first : piece.is_last) || piece.count == 0 : piece.count == 0 && !piece.is_last) return;
   const auto chunk_at = [&](int64_t i) { return params.reverse ? piece.num_chunks - 1 - i : i; };
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params)
   };
   begin_across(0);
   begin_update(0);
-  float state[Walker<mode, C>::kColumns / 8][4];
+  float state[Walker<mode, C, threads>::kColumns / 8][4];
   const float* const before = params.states ? params.states + (piece.slot * H + walker.h) * KV : nullptr;
   walker.each_element(state, [&](float& x, int64_t at) { x = has_out && before ? before[at] : 0.0f; });
   for (int64_t i = 0; i < piece.num_chunks; ++i) {
@@ -85,32 +86,35 @@ __global__ void __launch_bounds__(256, C <= 128 ? 2 : 1) walk(WalkParams params)
     begin_update(i + 1);
     if constexpr (has_out) {
       device::bf16* const to = params.out + ((piece.first + c * kChunk) * H + walker.h) * walker.M + walker.first_row;
-      store_tile(walk_memory + walker.shared.out, to, H * walker.M, walker.tile, count_of(c));
+      store_tile<walker.kTile, threads>(walk_memory + walker.shared.out, to, H * walker.M, count_of(c));
     }
   }
   device::cp_async_wait<0>();
   store_end(walker, piece, state);
 }
 
-/// A block takes 128 rows of M (or all 64); with 512 columns two warps share rows, and it takes 64.
-template <Walk mode, int C>
+template <Walk mode, int C, int threads>
 void launch_walk(Context& ctx, std::string_view name, const WalkParams& params) {
+  using Kernel = Walker<mode, C, threads>;
   const int64_t M = mode == Walk::keys ? params.problem.K : params.problem.V;
-  const int tile = C > 256 || M < 128 ? 64 : 128, warps = tile / 16 * (C > 256 ? 2 : 1);
-  const cuda::LaunchConfig config{
-      .grid = {static_cast<unsigned>(params.segments.slots), static_cast<unsigned>(params.problem.H), static_cast<unsigned>(M / tile)},
-      .block = static_cast<unsigned>(32 * warps),
-      .shared_bytes = static_cast<size_t>(WalkShared(mode, C, tile).size)};
-  cuda::launch(ctx.stream(), name, &walk<mode, C>, config, params);
+  const cuda::LaunchConfig config{.grid = grid_of(params.segments.slots, params.problem.H, M / Kernel::kTile),
+                                  .block = threads,
+                                  .shared_bytes = static_cast<size_t>(Kernel::shared.size)};
+  cuda::launch(ctx.stream(), name, &walk<mode, C, threads>, config, params);
 }
 
-/// C as a constant.
+/// C as a constant, and as many threads as a tile of M takes.
 template <Walk mode>
 void launch_walk(Context& ctx, std::string_view name, int64_t C, const WalkParams& params) {
-  if (C == 64) launch_walk<mode, 64>(ctx, name, params);
-  else if (C == 128) launch_walk<mode, 128>(ctx, name, params);
-  else if (C == 256) launch_walk<mode, 256>(ctx, name, params);
-  else launch_walk<mode, 512>(ctx, name, params);
+  const bool narrow = (mode == Walk::keys ? params.problem.K : params.problem.V) < 128;
+  const auto launch = [&]<int columns>() {
+    if (columns <= 256 && narrow) launch_walk<mode, columns, (columns <= 256 ? 128 : 256)>(ctx, name, params);
+    else launch_walk<mode, columns, 256>(ctx, name, params);
+  };
+  if (C == 64) launch.template operator()<64>();
+  else if (C == 128) launch.template operator()<128>();
+  else if (C == 256) launch.template operator()<256>();
+  else launch.template operator()<512>();
 }
 
 }  // namespace braid::gla_cuda

@@ -8,9 +8,10 @@ namespace braid::gla_cuda::by_warp {
 __device__ inline void publish_copies() {}
 
 /// out += state · across
-template <Walk mode, int C>
-__device__ inline void contract(const Walker<mode, C>& walker, const typename Walker<mode, C>::Accumulators& state, float (&out)[8][4]) {
-  constexpr int steps = Walker<mode, C>::kColumns / 16;
+template <Walk mode, int C, int threads>
+__device__ inline void contract(const Walker<mode, C, threads>& walker, const typename Walker<mode, C, threads>::Accumulators& state,
+                                float (&out)[8][4]) {
+  constexpr int steps = Walker<mode, C, threads>::kColumns / 16;
   const BlockAddress across(device::shared_address(walker.memory + walker.shared.across), false);
 #pragma unroll
   for (int k = 0; k < steps; ++k) {
@@ -27,8 +28,8 @@ __device__ inline void contract(const Walker<mode, C>& walker, const typename Wa
 }
 
 /// out += rows · pairs
-template <int C>
-__device__ inline void add_pairs(const Walker<Walk::values, C>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
+template <int C, int threads>
+__device__ inline void add_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
   const BlockAddress pairs(device::shared_address(walker.memory + walker.shared.pairs), false);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
@@ -43,9 +44,9 @@ __device__ inline void add_pairs(const Walker<Walk::values, C>& walker, const ui
 }
 
 /// Completes and stages `out`; state = decay state + rows columnsᵀ.
-template <Walk mode, int C>
-__device__ inline void update(const Walker<mode, C>& walker, typename Walker<mode, C>::Accumulators& state, float (&out)[8][4]) {
-  constexpr int blocks = Walker<mode, C>::kColumns / 16;
+template <Walk mode, int C, int threads>
+__device__ inline void update(const Walker<mode, C, threads>& walker, typename Walker<mode, C, threads>::Accumulators& state, float (&out)[8][4]) {
+  constexpr int blocks = Walker<mode, C, threads>::kColumns / 16;
   uint32_t rows[4][4];
   walker.load_rows(rows);
   if constexpr (mode == Walk::values)

@@ -9,9 +9,10 @@ namespace braid::gla_cuda::by_warpgroup {
 __device__ inline void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// out += state · across. The state's operands are rounded while the products of those before them run.
-template <Walk mode, int C>
-__device__ inline void contract(const Walker<mode, C>& walker, const typename Walker<mode, C>::Accumulators& state, float (&out)[8][4]) {
-  constexpr int steps = Walker<mode, C>::kColumns / 16;
+template <Walk mode, int C, int threads>
+__device__ inline void contract(const Walker<mode, C, threads>& walker, const typename Walker<mode, C, threads>::Accumulators& state,
+                                float (&out)[8][4]) {
+  constexpr int steps = Walker<mode, C, threads>::kColumns / 16;
   const uint32_t across = device::shared_address(walker.memory + walker.shared.across) + walker.part * (steps / 4) * kPanelBytes;
   uint32_t a[2][2][4];
 #pragma unroll
@@ -33,9 +34,9 @@ __device__ inline void contract(const Walker<mode, C>& walker, const typename Wa
 
 /// Completes and stages `out`; state = decay state + rows columnsᵀ. The state decays while the pairs are added, `out` is staged while
 /// the state is updated.
-template <Walk mode, int C>
-__device__ inline void update(const Walker<mode, C>& walker, typename Walker<mode, C>::Accumulators& state, float (&out)[8][4]) {
-  constexpr int columns = Walker<mode, C>::kColumns, width = columns < 128 ? columns : 128;  // of one product
+template <Walk mode, int C, int threads>
+__device__ inline void update(const Walker<mode, C, threads>& walker, typename Walker<mode, C, threads>::Accumulators& state, float (&out)[8][4]) {
+  constexpr int columns = Walker<mode, C, threads>::kColumns, width = columns < 128 ? columns : 128;  // of one product
   const uint32_t base = device::shared_address(walker.memory), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
   uint32_t rows[4][4];
   walker.load_rows(rows);
