@@ -57,6 +57,13 @@ Context make_context(int index) {
 MemoryUse memory_use(int index) { return backend().use(index); }
 std::vector<HeldBytes> memory_held(int index) { return backend().held(index, false); }
 std::vector<HeldBytes> memory_held_at_peak(int index) { return backend().held(index, true); }
+int64_t most_reserved_bytes(int index) {
+  cudaMemPool_t pool;
+  uint64_t bytes = 0;
+  check(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemHigh, &bytes), "cudaMemPoolGetAttribute");
+  return static_cast<int64_t>(bytes);
+}
 void reset_peak_memory(int index) { backend().reset_peak(index); }
 
 Event::Event() {

@@ -106,8 +106,9 @@ void print_training(braid::Context& ctx, const Options& o) {
               bench.least_ms, bench.most_ms, bench.step_ms[0], bench.step_ms[0] / bench.median_ms, bench.tokens_per_s, 100 * bench.mfu,
               static_cast<double>(bench.peak_bytes) / 1e9, first_done);
   if (!o.row) {
-    std::printf("%.0fM parameters, %lld tokens a step, context %lld, loss %.4f to %.4f; steps, ms:", static_cast<double>(bench.parameters) / 1e6,
-                static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context), bench.first_loss, bench.last_loss);
+    std::printf("%.0fM parameters, %lld tokens a step, context %lld, %.1f GB taken from the device, loss %.4f to %.4f; steps, ms:",
+                static_cast<double>(bench.parameters) / 1e6, static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context),
+                static_cast<double>(braid::cuda::most_reserved_bytes()) / 1e9, bench.first_loss, bench.last_loss);
     for (double ms : bench.step_ms) std::printf(" %.1f", ms);
     std::printf("\n");
   }
