@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cuda/runtime/backend.h"
+#include "cuda/runtime/blas.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/memory.h"
 #include "cuda/runtime/usable.h"
@@ -51,6 +52,7 @@ Context make_context(int index) {
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all), "cudaMemPoolSetAttribute");
   set_cuda_backend(&backend());
   set_cuda_transfers(&backend());
+  prepare_products(index);
   return Context(Stream({DeviceKind::cuda, index}, stream), std::make_shared<ThreadPool>());
 }
 

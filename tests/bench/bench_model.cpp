@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "cuda/runtime/clock.h"
 #include "cuda/runtime/memory.h"
 #include "cuda/runtime/runtime.h"
 #include "models/presets.h"
@@ -96,10 +97,14 @@ constexpr char kHeader[] =
 
 void print_training(braid::Context& ctx, const Options& o) {
   double first_done = 0;
-  const auto on_step = [&](const braid::StepReport& report) {
-    if (report.step == 1) first_done = seconds_since_process_start();
-  };
-  const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, on_step);
+  braid::cuda::ClockMarks clock(ctx, o.step.steps + 1);
+  const braid::StepBenchObserver observer{.on_step =
+                                              [&](const braid::StepReport& report) {
+                                                if (report.step == 1) first_done = seconds_since_process_start();
+                                              },
+                                          .between = [&] { clock.mark(ctx); }};
+  const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, observer);
+  const std::vector<double> mhz = clock.mhz(ctx);
   if (!o.row) std::printf("%s\n", kHeader);
   std::printf("%-19s %5lld %-9s %-9s %13.1f %7.1f %7.1f %7.1f %13.2f %9.0f %5.1f%% %8.1f %13.2f\n", o.model.c_str(),
               static_cast<long long>(o.step.micro_batches), name_of(o.step.recompute), o.step.equal_work ? "equal" : "mixed", bench.median_ms,
@@ -110,6 +115,8 @@ void print_training(braid::Context& ctx, const Options& o) {
                 static_cast<double>(bench.parameters) / 1e6, static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context),
                 static_cast<double>(braid::cuda::most_reserved_bytes()) / 1e9, bench.first_loss, bench.last_loss);
     for (double ms : bench.step_ms) std::printf(" %.1f", ms);
+    std::printf("\nMHz in each:");
+    for (double each : mhz) std::printf(" %.0f", each);
     std::printf("\n");
   }
   if (o.step.profile) print_profile(bench);
