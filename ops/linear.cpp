@@ -54,18 +54,17 @@ class LinearNode final : public Node {
       ScopedTime timed(ctx.profile ? &ctx.profile->entry(Linear::name).backward_ms : nullptr);
       Linear::Inputs d_in;
       Linear::Attrs attrs;
-      if (x_slot_ >= 0) {
-        d_in.x = gathered_d_x(ctx, tape);
-        attrs.adds_d_x = d_in.x.defined();
-        if (!d_in.x) d_in.x = Tensor::empty(ctx, saved_.x.shape(), saved_.x.dtype());
-      }
+      const Gathered gathered = x_slot_ >= 0 ? gathered_d_x(ctx, tape) : Gathered{};
+      attrs.adds_d_x = gathered.d_x.defined();
+      if (gathered.d_x) d_in.x = gathered.d_x;
+      else if (x_slot_ >= 0) d_in.x = Tensor::empty(ctx, saved_.x.shape(), saved_.x.dtype());
       const Tensor weight_buffer = tape.leaf_buffer(weight_slot_);
       if (weight_buffer) d_in.weight = weight_buffer.view(saved_.weight.shape());
       else if (weight_slot_ >= 0) d_in.weight = Tensor::zeros(ctx, saved_.weight.shape(), accumulator(saved_.weight.dtype()));
       if (bias_slot_ >= 0) d_in.bias = Tensor::empty(ctx, {saved_.weight.size(0)}, bias_type_);
       Linear::backward_cuda(ctx, saved_, attrs, d_out, d_in);
       d_out = {};
-      tape.accumulate(ctx, x_slot_, d_in.x);
+      if (!gathered.stays) tape.accumulate(ctx, x_slot_, d_in.x);
       if (!weight_buffer) tape.accumulate(ctx, weight_slot_, d_in.weight);
       tape.accumulate(ctx, bias_slot_, d_in.bias);
     }
@@ -74,12 +73,17 @@ class LinearNode final : public Node {
   int64_t output_slot = -1;
 
  private:
-  /// The gradient of x gathered so far, taken out of the tape, if it may be written to. A leaf's stays where it is, and a shared one, too.
-  Tensor gathered_d_x(Context& ctx, Tape& tape) const {
-    const Tensor gathered = tape.take_grad(x_slot_);
-    if (!gathered || tape.take_grad(x_slot_)) return {};
-    if (gathered.storage().use_count() == 1 && gathered.dtype() == saved_.x.dtype() && gathered.contiguous()) return gathered;
-    tape.accumulate(ctx, x_slot_, gathered);
+  struct Gathered {
+    Tensor d_x;          // may be added to; undefined: nothing was gathered, or what was is shared
+    bool stays = false;  // in the tape, which was not robbed of it: x is a leaf
+  };
+  Gathered gathered_d_x(Context& ctx, Tape& tape) const {
+    const Tensor d_x = tape.take_grad(x_slot_);
+    if (!d_x) return {};
+    const bool stays = tape.take_grad(x_slot_).defined();
+    const bool shared = d_x.storage().use_count() > (stays ? 2 : 1);
+    if (!shared && d_x.dtype() == saved_.x.dtype() && d_x.contiguous()) return {d_x, stays};
+    if (!stays) tape.accumulate(ctx, x_slot_, d_x);
     return {};
   }
 

@@ -44,7 +44,7 @@ std::vector<StepShare> shares_of(Profile& profile) {
 
 }  // namespace
 
-StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenchOptions& o, const std::function<void(const StepReport&)>& on_step) {
+StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenchOptions& o, const StepBenchObserver& observer) {
   HybridLm model(config);
   initialize(ctx, model, DType::f32, config.initializer_range, 1);
   const auto data = random_documents(4 * o.batch_tokens, o.context, model.config().vocab_size, o.equal_work);
@@ -67,12 +67,14 @@ StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenc
     result.last_loss = report.loss;
     result.peak_bytes = report.memory_bytes;
     mfu.push_back(report.mfu);
-    on_step(report);
+    observer.on_step(report);
   };
   while (trainer.steps_started() < o.steps) {
+    observer.between();
     trainer.start_step();
     while (trainer.steps_started() - trainer.steps_done() > trainer.steps_ahead()) finish();
   }
+  observer.between();
   while (trainer.steps_done() < trainer.steps_started()) finish();
   const size_t settling = result.step_ms.size() > 1 ? std::max<size_t>(1, result.step_ms.size() / 3) : 0;
   const std::vector<double> settled(result.step_ms.begin() + settling, result.step_ms.end());

@@ -34,9 +34,13 @@ struct StepBench {
   std::vector<StepShare> shares;  // largest first
 };
 
-/// Packed documents of 1 token to 4 contexts, cut at contexts. `on_step` is told of each step as it ends.
-StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenchOptions& options,
-                         const std::function<void(const StepReport&)>& on_step);
+struct StepBenchObserver {
+  std::function<void(const StepReport&)> on_step;  // as each ends
+  std::function<void()> between = [] {};           // before the first step's work is given to the device, between steps, and after the last's
+};
+
+/// Packed documents of 1 token to 4 contexts, cut at contexts.
+StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenchOptions& options, const StepBenchObserver& observer);
 
 struct DecodeBench {
   double prefill_ms = 0, first_ms = 0, median_ms = 0;  // of the prompt, of the token that records the graph, of the tokens after it

@@ -73,7 +73,7 @@ class AdamW {
   /// True when guarded_step can be used: on a GPU, with float32 parameters.
   bool decides_on_device(const Context& ctx) const { return kWithCuda && !ctx.on_cpu() && all_float32(); }
   /// Norm, decision and update, all on the GPU: a step whose loss or norm is not finite, or whose loss is a spike, changes nothing but
-  /// `guard`. The host neither waits nor learns what became of it before it reads `guard` (f64 [StepGuard::kSize]).
+  /// `guard`. Gradients are zero afterwards. The host neither waits nor learns what became of it before it reads `guard` (f64 [StepGuard::kSize]).
   void guarded_step(Context& ctx, double learning_rate, const StepLimits& limits, const Tensor& loss, const Tensor& guard) const;
 
   const AdamWOptions& options() const { return options_; }

@@ -46,8 +46,10 @@ void Trainer::start_step() {
   const Tensor loss = accumulate_gradients(batch);
   if (steps_ahead() > 0) decide_on_device(step, loss);
   else decide_on_host(step, loss);
-  zero_grads(ctx_, model_);
-  if (steps_ahead() == 0) ctx_.synchronize();
+  if (steps_ahead() == 0) {
+    zero_grads(ctx_, model_);
+    ctx_.synchronize();
+  }
   step.end = transfers.mark(ctx_.stream());
   if (steps_ahead() > 0) step.read = transfers.read(guard_.raw(), guard_.nbytes(), ctx_.stream());
   pending_.push_back(std::move(step));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -92,6 +93,13 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p, const Operands& operan
 
 class Products {
  public:
+  /// A plan for some product, thrown away: what cuBLASLt sets up for the first one is set up.
+  void prepare() {
+    std::lock_guard lock(mutex_);
+    const Product some{.transpose_b = true, .m = 4096, .n = 2048, .k = 2048};
+    make_handle(some);
+    make_plan(handle_, some, {DType::bf16, DType::bf16, 256, 256, 256});
+  }
   void run(Context& ctx, const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
     const auto [plan, workspace] = plan_for(ctx, p, {a.dtype(), c.dtype(), alignment_of(a), alignment_of(b), alignment_of(c)});
     const float one = 1, beta = p.add ? 1 : 0;
@@ -104,9 +112,13 @@ class Products {
   }
 
  private:
+  void make_handle(const Product& p) {
+    if (!handle_) check_blas(cublasLtCreate(&handle_), p, "cublasLtCreate");
+  }
+
   std::pair<Plan, Tensor> plan_for(Context& ctx, const Product& p, const Operands& operands) {
     std::lock_guard lock(mutex_);
-    if (!handle_) check_blas(cublasLtCreate(&handle_), p, "cublasLtCreate");
+    make_handle(p);
     const Key key{ctx.device().index, p.transpose_a, p.transpose_b, p.add, p.m, p.n, p.k, operands};
     auto found = plans_.find(key);
     if (found == plans_.end()) found = plans_.emplace(key, make_plan(handle_, p, operands)).first;
@@ -130,10 +142,25 @@ class Products {
   std::map<Key, Plan> plans_;  // shapes of a run are few; plans live as long as the process
 };
 
+Products& products() {
+  static Products* all = new Products;
+  return *all;
+}
+
 }  // namespace
 
+void prepare_products(int device_index) {
+  // Ends before the program does: nothing may use the driver after that.
+  static const std::jthread preparation([device_index] {
+    try {
+      check(cudaSetDevice(device_index), "cudaSetDevice");
+      products().prepare();
+    } catch (const Error&) {  // the first product will say so
+    }
+  });
+}
+
 void multiply(Context& ctx, const Product& product, const Tensor& a, const Tensor& b, const Tensor& c) {
-  static Products* products = new Products;
   BRAID_CHECK(a.dtype() == b.dtype() && (c.dtype() == a.dtype() || c.dtype() == DType::f32), "cuda: a product of ", a.dtype(), " and ", b.dtype(),
               " into ", c.dtype(), " is not built");
   if (product.m == 0 || product.n == 0) return;
@@ -141,7 +168,7 @@ void multiply(Context& ctx, const Product& product, const Tensor& a, const Tenso
     if (!product.add) fill_zero(ctx, c);
     return;
   }
-  products->run(ctx, product, a, b, c);
+  products().run(ctx, product, a, b, c);
 }
 
 }  // namespace braid::cuda

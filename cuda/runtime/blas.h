@@ -13,4 +13,8 @@ struct Product {
 };
 void multiply(Context& ctx, const Product& product, const Tensor& a, const Tensor& b, const Tensor& c);
 
+/// The first heuristic of a process takes cuBLASLt a tenth of a second. This asks for one on a thread of its own; the first product waits for the
+/// rest of it, if there is any. Only the first call does something.
+void prepare_products(int device_index);
+
 }  // namespace braid::cuda

@@ -14,4 +14,7 @@ struct HeldBytes {
 std::vector<HeldBytes> memory_held(int index = 0);
 std::vector<HeldBytes> memory_held_at_peak(int index = 0);
 
+/// The most that the pool ever took from the device: what tensors held at once, and the gaps between them.
+int64_t most_reserved_bytes(int index = 0);
+
 }  // namespace braid::cuda

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "cuda/runtime/backend.h"
+#include "cuda/runtime/blas.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/memory.h"
 #include "cuda/runtime/usable.h"
@@ -51,12 +52,20 @@ Context make_context(int index) {
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all), "cudaMemPoolSetAttribute");
   set_cuda_backend(&backend());
   set_cuda_transfers(&backend());
+  prepare_products(index);
   return Context(Stream({DeviceKind::cuda, index}, stream), std::make_shared<ThreadPool>());
 }
 
 MemoryUse memory_use(int index) { return backend().use(index); }
 std::vector<HeldBytes> memory_held(int index) { return backend().held(index, false); }
 std::vector<HeldBytes> memory_held_at_peak(int index) { return backend().held(index, true); }
+int64_t most_reserved_bytes(int index) {
+  cudaMemPool_t pool;
+  uint64_t bytes = 0;
+  check(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemHigh, &bytes), "cudaMemPoolGetAttribute");
+  return static_cast<int64_t>(bytes);
+}
 void reset_peak_memory(int index) { backend().reset_peak(index); }
 
 Event::Event() {

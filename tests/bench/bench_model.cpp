@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "cuda/runtime/clock.h"
 #include "cuda/runtime/memory.h"
 #include "cuda/runtime/runtime.h"
 #include "models/presets.h"
@@ -96,19 +97,26 @@ constexpr char kHeader[] =
 
 void print_training(braid::Context& ctx, const Options& o) {
   double first_done = 0;
-  const auto on_step = [&](const braid::StepReport& report) {
-    if (report.step == 1) first_done = seconds_since_process_start();
-  };
-  const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, on_step);
+  braid::cuda::ClockMarks clock(ctx, o.step.steps + 1);
+  const braid::StepBenchObserver observer{.on_step =
+                                              [&](const braid::StepReport& report) {
+                                                if (report.step == 1) first_done = seconds_since_process_start();
+                                              },
+                                          .between = [&] { clock.mark(ctx); }};
+  const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, observer);
+  const std::vector<double> mhz = clock.mhz(ctx);
   if (!o.row) std::printf("%s\n", kHeader);
   std::printf("%-19s %5lld %-9s %-9s %13.1f %7.1f %7.1f %7.1f %13.2f %9.0f %5.1f%% %8.1f %13.2f\n", o.model.c_str(),
               static_cast<long long>(o.step.micro_batches), name_of(o.step.recompute), o.step.equal_work ? "equal" : "mixed", bench.median_ms,
               bench.least_ms, bench.most_ms, bench.step_ms[0], bench.step_ms[0] / bench.median_ms, bench.tokens_per_s, 100 * bench.mfu,
               static_cast<double>(bench.peak_bytes) / 1e9, first_done);
   if (!o.row) {
-    std::printf("%.0fM parameters, %lld tokens a step, context %lld, loss %.4f to %.4f; steps, ms:", static_cast<double>(bench.parameters) / 1e6,
-                static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context), bench.first_loss, bench.last_loss);
+    std::printf("%.0fM parameters, %lld tokens a step, context %lld, %.1f GB taken from the device, loss %.4f to %.4f; steps, ms:",
+                static_cast<double>(bench.parameters) / 1e6, static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context),
+                static_cast<double>(braid::cuda::most_reserved_bytes()) / 1e9, bench.first_loss, bench.last_loss);
     for (double ms : bench.step_ms) std::printf(" %.1f", ms);
+    std::printf("\nMHz in each:");
+    for (double each : mhz) std::printf(" %.0f", each);
     std::printf("\n");
   }
   if (o.step.profile) print_profile(bench);

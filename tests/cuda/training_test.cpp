@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "cuda/runtime/runtime.h"
 #include "io/file.h"
@@ -66,7 +68,8 @@ TEST_P(CudaTraining, FollowsTheCpu) {
     EXPECT_LE(worst(single, expected), 1e-4) << "float32";
     EXPECT_LE(worst(half, expected), 0.02) << "bf16";
     EXPECT_EQ(losses(gpu, config, DType::bf16), half) << "twice the same";
-    EXPECT_EQ(losses(gpu, config, DType::bf16, RecomputeLevel::block), half) << "with recompute";
+    for (RecomputeLevel level : {RecomputeLevel::mlp, RecomputeLevel::block})
+      EXPECT_EQ(losses(gpu, config, DType::bf16, level), half) << "with recompute";
     std::printf("%s%s: loss %.4f to %.4f; worst error f32 %.1e, bf16 %.1e\n", GetParam().c_str(), hybrid ? " hybrid" : "", expected.front(),
                 expected.back(), worst(single, expected), worst(half, expected));
   }
@@ -135,6 +138,34 @@ TEST(CudaTrainer, OneStepAheadIsTheSameRun) {
   losses_of_other.push_back(ahead.trainer->finish_step().loss);
   EXPECT_EQ(losses_of_one, losses_of_other);
   EXPECT_EQ(one_by_one.values(gpu), ahead.values(gpu));
+}
+
+/// A step that is waited for late (the next one's launches go first) took no longer, and the one after it not less.
+TEST(CudaTrainer, AStepsTimeIsItsOwn) {
+  if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
+  Context gpu = cuda::make_context();
+  GpuRun run(gpu);
+  run.trainer->step();  // loads the kernels
+  std::vector<double> seconds;
+  double total = 0;
+  const auto finish = [&] {
+    const StepReport report = run.trainer->finish_step();
+    seconds.push_back(512 / report.tokens_per_s);
+    total += seconds.back();
+    EXPECT_GT(seconds.back(), 1e-5);
+  };
+  const auto start = std::chrono::steady_clock::now();
+  run.trainer->start_step();
+  while (!run.trainer->finished()) {
+    run.trainer->start_step();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    finish();
+  }
+  finish();
+  const double wall = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  EXPECT_GT(wall, 0.6);
+  EXPECT_LT(total, wall - 0.4);
+  EXPECT_LT(*std::max_element(seconds.begin(), seconds.end()), 0.09);
 }
 
 TEST(CudaTrainer, ResumesToTheSameBits) {

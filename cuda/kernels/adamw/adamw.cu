@@ -10,7 +10,7 @@ constexpr int kThreads = 256, kTotalThreads = 1024;
 /// One row of the table of slots: addresses and two flags, eight bytes each.
 struct Slot {
   float* value;
-  const float* grad;
+  float* grad;
   float *m, *v;
   device::bf16* compute;  // or null
   int64_t flags;
@@ -24,12 +24,17 @@ struct StepParams {
   const Slot* slots;
   const Piece* pieces;
   AdamWScalars by;
-  const AdamWScalars* decided;  // on the device, instead of `by`; or null
+  const AdamWScalars* decided;  // on the device, instead of `by`; or null. Gradients are cleared then
 };
 
 // The equations of train/optimizer.h for `width` neighbours.
 template <int width>
-__device__ inline void update(const AdamWScalars& by, const Slot& slot, int64_t at) {
+__device__ inline void update(const AdamWScalars& by, const Slot& slot, int64_t at, bool clear) {
+  const float zeros[width] = {};
+  if (by.skip) {
+    if (clear) device::store(slot.grad + at, zeros);
+    return;
+  }
   float value[width], g[width], m[width], v[width];
   device::load(slot.value + at, value);
   device::load(slot.grad + at, g);
@@ -47,16 +52,17 @@ __device__ inline void update(const AdamWScalars& by, const Slot& slot, int64_t 
   device::store(slot.m + at, m);
   device::store(slot.v + at, v);
   if (slot.compute) device::store(slot.compute + at, value);
+  if (clear) device::store(slot.grad + at, zeros);
 }
 
 __global__ void __launch_bounds__(kThreads) adamw_kernel(StepParams p) {
   const AdamWScalars by = p.decided ? *p.decided : p.by;
-  if (by.skip) return;
+  const bool clear = p.decided != nullptr;
   const Piece piece = p.pieces[blockIdx.x];
   const Slot slot = p.slots[piece.slot];
   const int64_t packs = slot.flags & kAdamWAligned ? (piece.end - piece.begin) / 4 : 0;
-  for (int64_t i = threadIdx.x; i < packs; i += kThreads) update<4>(by, slot, piece.begin + 4 * i);
-  for (int64_t at = piece.begin + 4 * packs + threadIdx.x; at < piece.end; at += kThreads) update<1>(by, slot, at);
+  for (int64_t i = threadIdx.x; i < packs; i += kThreads) update<4>(by, slot, piece.begin + 4 * i, clear);
+  for (int64_t at = piece.begin + 4 * packs + threadIdx.x; at < piece.end; at += kThreads) update<1>(by, slot, at, clear);
 }
 
 struct NormParams {

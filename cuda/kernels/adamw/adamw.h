@@ -23,7 +23,8 @@ struct AdamWScalars {
 
 void adamw_step(Context& ctx, const AdamWTables& tables, const AdamWScalars& scalars);
 
-/// A step that the GPU itself decides on (train/optimizer.h, StepGuard), so that the host need not wait for the gradient.
+/// A step that the GPU itself decides on (train/optimizer.h, StepGuard), so that the host need not wait for the gradient. It leaves every
+/// gradient zero, whatever it decides.
 struct AdamWGuard {
   double* guard;       // [kSize] as in StepGuard, read and written
   const double* loss;  // []

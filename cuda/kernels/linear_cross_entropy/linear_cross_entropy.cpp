@@ -64,9 +64,13 @@ LinearCrossEntropy::Saved LinearCrossEntropy::forward_cuda(Context& ctx, const I
                                     .lse = saved.lse.data<float>() + begin,
                                     .rows = rows,
                                     .V = V};
-    cuda::launch_losses(ctx, block_rows);
-    if (!with_gradients) continue;
-    cuda::launch_loss_gradients(ctx, block_rows, {.scale = saved.loss_scale.data<float>(), .d_logits = d_logits.raw(), .dtype = dtype});
+    if (with_gradients && cuda::row_fits(block_rows)) {
+      cuda::launch_row_losses(ctx, block_rows, d_logits.raw(), dtype, saved.loss_scale);
+    } else {
+      cuda::launch_losses(ctx, block_rows);
+      if (!with_gradients) continue;
+      cuda::launch_loss_gradients(ctx, block_rows, {.scale = saved.loss_scale.data<float>(), .d_logits = d_logits.raw(), .dtype = dtype});
+    }
     multiply_gradients(ctx, d_logits, x, in.weight, saved.d_x.slice(0, begin, begin + rows), saved.d_weight, begin > 0);
   }
   cuda::launch_total_loss(ctx, out.token_loss, in.targets, attrs.denominator, out.loss);

@@ -32,6 +32,10 @@ struct LossGradient {
 };
 void launch_loss_gradients(Context& ctx, const LossRows& rows, const LossGradient& gradient);
 
+/// launch_losses and launch_loss_gradients with d_loss = 1 in one pass over the logits: for rows that `row_fits` says registers hold.
+bool row_fits(const LossRows& rows);
+void launch_row_losses(Context& ctx, const LossRows& rows, void* d_logits, DType dtype, const Tensor& scale);
+
 /// to = factor · from, or to += factor · from; one dtype, bf16 (not added to) or f32; factor f32 [].
 void launch_scaled(Context& ctx, const Tensor& to, const Tensor& from, const Tensor& factor, bool add);
 
