@@ -36,6 +36,7 @@ cudaDataType_t data_type(DType dtype) {
 
 /// Everything a product of one kind and shape needs, made once.
 struct Plan {
+  cublasLtHandle_t handle = nullptr;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
   cublasLtMatmulAlgo_t algorithm;
@@ -58,6 +59,7 @@ using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, Operand
 Plan make_plan(cublasLtHandle_t handle, const Product& p, const Operands& operands) {
   const DType in = operands.in, out = operands.out;
   Plan plan;
+  plan.handle = handle;
   const bool is_double = in == DType::f64;
   check_blas(cublasLtMatmulDescCreate(&plan.operation, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, is_double ? CUDA_R_64F : CUDA_R_32F), p,
              "setup");
@@ -97,7 +99,7 @@ class Products {
     const float one = 1, beta = p.add ? 1 : 0;
     const double one_wide = 1, beta_wide = p.add ? 1 : 0;
     const bool is_double = a.dtype() == DType::f64;
-    check_blas(cublasLtMatmul(handle_, plan.operation, is_double ? static_cast<const void*>(&one_wide) : &one, b.raw(), plan.a, a.raw(), plan.b,
+    check_blas(cublasLtMatmul(plan.handle, plan.operation, is_double ? static_cast<const void*>(&one_wide) : &one, b.raw(), plan.a, a.raw(), plan.b,
                               is_double ? static_cast<const void*>(&beta_wide) : &beta, c.raw(), plan.c, c.raw(), plan.c, &plan.algorithm,
                               workspace.raw(), kWorkspaceBytes, native(ctx.stream())),
                p, "start");
@@ -106,11 +108,18 @@ class Products {
  private:
   std::pair<Plan, Tensor> plan_for(Context& ctx, const Product& p, const Operands& operands) {
     std::lock_guard lock(mutex_);
-    if (!handle_) check_blas(cublasLtCreate(&handle_), p, "cublasLtCreate");
     const Key key{ctx.device().index, p.transpose_a, p.transpose_b, p.add, p.m, p.n, p.k, operands};
     auto found = plans_.find(key);
-    if (found == plans_.end()) found = plans_.emplace(key, make_plan(handle_, p, operands)).first;
+    if (found == plans_.end()) found = plans_.emplace(key, make_plan(handle_of(ctx, p), p, operands)).first;
     return {found->second, workspace_of(ctx)};
+  }
+
+  /// One for each device.
+  cublasLtHandle_t handle_of(Context& ctx, const Product& p) {
+    cublasLtHandle_t& handle = handles_[ctx.device().index];
+    native(ctx.stream());  // it belongs to the device that is current when it is made
+    if (!handle) check_blas(cublasLtCreate(&handle), p, "cublasLtCreate");
+    return handle;
   }
 
   /// One for each of the last few streams: products of one stream follow each other and may share it.
@@ -125,7 +134,7 @@ class Products {
   }
 
   std::mutex mutex_;
-  cublasLtHandle_t handle_ = nullptr;
+  std::map<int, cublasLtHandle_t> handles_;
   std::vector<std::pair<void*, Tensor>> workspaces_;
   std::map<Key, Plan> plans_;  // shapes of a run are few; plans live as long as the process
 };
