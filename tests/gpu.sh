@@ -45,9 +45,13 @@ run_tests() { # NAME PROGRAM FILTER
   fi
 }
 
-# The first bf16 cases of every operator: they are the small ones, written to hold boundaries of sequences.
+# The first bf16 cases of every operator (the small ones, written to hold boundaries of sequences), and small ones of the kernels for tensor cores.
 small_cases() {
-  $build/tests/braid_test_ops --gtest_list_tests | awk '/^[^ ]/ { suite = $1; n = 0 } /_cuda_bf16/ && n < 4 { printf "%s%s:", suite, $1; ++n }'
+  $build/tests/braid_test_ops --gtest_list_tests | awk '
+    /^[^ ]/ { suite = $1; n = 0 }
+    /_cuda_bf16$/ && (n++ < 4 || /heads_of_(64|128|256)_cuda|decoding_64_cuda|(head|channel)_wide_cuda|tiled_odd_width_cuda|chunks_(head_grouped|wide)_cuda/) {
+      printf "%s%s:", suite, $1
+    }'
 }
 
 sanitize() { # TOOL

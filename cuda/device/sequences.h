@@ -27,14 +27,6 @@ struct SequenceWalk {
     while (starts[idx + 1] <= token);
     begin = starts[idx], end = starts[idx + 1];
   }
-
-  /// To the sequence of token `begin` − 1, which must exist.
-  __device__ void retreat() {
-    const int64_t token = begin - 1;
-    do --idx;
-    while (starts[idx] > token);
-    begin = starts[idx], end = starts[idx + 1];
-  }
 };
 
 }  // namespace braid::device

@@ -44,7 +44,6 @@ __device__ inline void tma_load(uint32_t to_shared, const CUtensorMap& map, uint
                "r"(barrier), "r"(x), "r"(y)
                : "memory");
 }
-__device__ inline void tma_prefetch_map(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 /// What this thread wrote to shared memory is seen by copies and wgmma that come after a barrier behind it.
 __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -58,8 +57,7 @@ __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
-/// Named barriers 1 … 15 among `threads` threads (a multiple of 32).
+/// Named barrier 1 … 15 among `threads` threads (a multiple of 32).
 __device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-__device__ inline void named_barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 }  // namespace braid::device

@@ -37,6 +37,7 @@ cudaDataType_t data_type(DType dtype) {
 
 /// Everything a product of one kind and shape needs, made once.
 struct Plan {
+  cublasLtHandle_t handle = nullptr;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
   cublasLtMatmulAlgo_t algorithm;
@@ -59,6 +60,7 @@ using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, Operand
 Plan make_plan(cublasLtHandle_t handle, const Product& p, const Operands& operands) {
   const DType in = operands.in, out = operands.out;
   Plan plan;
+  plan.handle = handle;
   const bool is_double = in == DType::f64;
   check_blas(cublasLtMatmulDescCreate(&plan.operation, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, is_double ? CUDA_R_64F : CUDA_R_32F), p,
              "setup");
@@ -94,35 +96,39 @@ Plan make_plan(cublasLtHandle_t handle, const Product& p, const Operands& operan
 class Products {
  public:
   /// A plan for some product, thrown away: what cuBLASLt sets up for the first one is set up.
-  void prepare() {
+  void prepare(int device_index) {
     std::lock_guard lock(mutex_);
     const Product some{.transpose_b = true, .m = 4096, .n = 2048, .k = 2048};
-    make_handle(some);
-    make_plan(handle_, some, {DType::bf16, DType::bf16, 256, 256, 256});
+    make_plan(handle_of(device_index, some), some, {DType::bf16, DType::bf16, 256, 256, 256});
   }
   void run(Context& ctx, const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
     const auto [plan, workspace] = plan_for(ctx, p, {a.dtype(), c.dtype(), alignment_of(a), alignment_of(b), alignment_of(c)});
     const float one = 1, beta = p.add ? 1 : 0;
     const double one_wide = 1, beta_wide = p.add ? 1 : 0;
     const bool is_double = a.dtype() == DType::f64;
-    check_blas(cublasLtMatmul(handle_, plan.operation, is_double ? static_cast<const void*>(&one_wide) : &one, b.raw(), plan.a, a.raw(), plan.b,
+    check_blas(cublasLtMatmul(plan.handle, plan.operation, is_double ? static_cast<const void*>(&one_wide) : &one, b.raw(), plan.a, a.raw(), plan.b,
                               is_double ? static_cast<const void*>(&beta_wide) : &beta, c.raw(), plan.c, c.raw(), plan.c, &plan.algorithm,
                               workspace.raw(), kWorkspaceBytes, native(ctx.stream())),
                p, "start");
   }
 
  private:
-  void make_handle(const Product& p) {
-    if (!handle_) check_blas(cublasLtCreate(&handle_), p, "cublasLtCreate");
-  }
-
   std::pair<Plan, Tensor> plan_for(Context& ctx, const Product& p, const Operands& operands) {
     std::lock_guard lock(mutex_);
-    make_handle(p);
     const Key key{ctx.device().index, p.transpose_a, p.transpose_b, p.add, p.m, p.n, p.k, operands};
     auto found = plans_.find(key);
-    if (found == plans_.end()) found = plans_.emplace(key, make_plan(handle_, p, operands)).first;
+    if (found == plans_.end()) {
+      native(ctx.stream());  // makes its device the current one
+      found = plans_.emplace(key, make_plan(handle_of(ctx.device().index, p), p, operands)).first;
+    }
     return {found->second, workspace_of(ctx)};
+  }
+
+  /// One for each device, which must be the current one.
+  cublasLtHandle_t handle_of(int device_index, const Product& p) {
+    cublasLtHandle_t& handle = handles_[device_index];
+    if (!handle) check_blas(cublasLtCreate(&handle), p, "cublasLtCreate");
+    return handle;
   }
 
   /// One for each of the last few streams: products of one stream follow each other and may share it.
@@ -137,7 +143,7 @@ class Products {
   }
 
   std::mutex mutex_;
-  cublasLtHandle_t handle_ = nullptr;
+  std::map<int, cublasLtHandle_t> handles_;
   std::vector<std::pair<void*, Tensor>> workspaces_;
   std::map<Key, Plan> plans_;  // shapes of a run are few; plans live as long as the process
 };
@@ -154,7 +160,7 @@ void prepare_products(int device_index) {
   static const std::jthread preparation([device_index] {
     try {
       check(cudaSetDevice(device_index), "cudaSetDevice");
-      products().prepare();
+      products().prepare(device_index);
     } catch (const Error&) {  // the first product will say so
     }
   });

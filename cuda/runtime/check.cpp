@@ -13,6 +13,12 @@ void check(cudaError_t status, std::string_view what, std::source_location where
   fail("cuda: ", what, " failed: ", cudaGetErrorString(status), " (", file, ":", where.line(), ")");
 }
 
+cudaStream_t native(Stream stream) {
+  int current = -1;  // a failure shows in the call that the stream is for
+  if (cudaGetDevice(&current) == cudaSuccess && current != stream.device().index) cudaSetDevice(stream.device().index);
+  return static_cast<cudaStream_t>(stream.native());
+}
+
 void check_launch(cudaError_t status, std::string_view kernel_name, const LaunchConfig& config) {
   if (status == cudaSuccess) return;
   cudaGetLastError();

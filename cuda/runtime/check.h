@@ -12,7 +12,8 @@ namespace braid::cuda {
 /// Throws Error "cuda: WHAT failed: REASON (file:line)" unless `status` is success.
 void check(cudaError_t status, std::string_view what, std::source_location where = std::source_location::current());
 
-inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream.native()); }
+/// As CUDA knows it. Its device becomes the calling thread's current one, which launches, copies and allocations on the stream need.
+cudaStream_t native(Stream stream);
 
 /// Grid, block and dynamic shared memory of one launch; `cluster` > 1 launches clusters of that many blocks along x.
 struct LaunchConfig {
@@ -31,13 +32,11 @@ void allow_shared_bytes(const void* kernel, std::string_view kernel_name, size_t
 template <class Params>
 void launch(Stream stream, std::string_view name, void (*kernel)(Params), const LaunchConfig& config, const Params& params) {
   if (config.grid.x == 0 || config.grid.y == 0 || config.grid.z == 0) return;
+  cudaLaunchConfig_t native_config = {};
+  native_config.stream = native(stream);  // and the kernel's limits are asked of its device
   // The 48 KB that need no permission include what the kernel declares itself.
   if (config.shared_bytes > 16 * 1024) allow_shared_bytes(reinterpret_cast<const void*>(kernel), name, config.shared_bytes);
-  cudaLaunchConfig_t native_config = {};
-  native_config.gridDim = config.grid;
-  native_config.blockDim = config.block;
-  native_config.dynamicSmemBytes = config.shared_bytes;
-  native_config.stream = native(stream);
+  native_config.gridDim = config.grid, native_config.blockDim = config.block, native_config.dynamicSmemBytes = config.shared_bytes;
   cudaLaunchAttribute attribute;
   if (config.cluster > 1) {
     attribute.id = cudaLaunchAttributeClusterDimension;

@@ -61,7 +61,7 @@ Tensor AttentionMixer::attend_to_cache(Context& ctx, const Tensor& q, const Tens
   const int64_t S = in.seqs.count(), window = config_.window_size;
   std::vector<KvCache>& caches = in.state->kv;
   if constexpr (kWithCuda)
-    if (in.device_positions) return decode_attention_cuda(ctx, q, k, v, caches.at(0).ring_k(), caches.at(0).ring_v(), in.device_positions, window);
+    if (in.device_positions) return decode_attention_cuda(ctx, q, k, v, caches.at(0).ring_k(), caches.at(0).ring_v(), in.device_positions);
   caches.resize(S);
   const bool all_empty = std::all_of(caches.begin(), caches.end(), [](const KvCache& cache) { return cache.length() == 0; });
   if (all_empty) {

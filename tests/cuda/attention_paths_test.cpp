@@ -1,7 +1,7 @@
 // The paths of attention that a newer GPU does not take by itself.
 #include "cuda/kernels/attention/path.h"
 #include "ops/attention.h"
-#include "tests/support/cuda_laws.h"
+#include "tests/support/neighbour_laws.h"
 
 namespace braid::testing {
 namespace {
@@ -32,8 +32,11 @@ TEST_P(AttentionPath, KeepsTheLawsOfKernels) {
       const int64_t Nq = attrs.q_seqs.num_tokens(), Nk = attrs.k_seqs.num_tokens();
       return Attention::Inputs{normal(ctx, random, {Nq, H, D}), normal(ctx, random, {Nk, HK, D}), normal(ctx, random, {Nk, HK, D})};
     };
-    law_cuda<Attention>({.name = "case", .inputs = inputs, .attrs = attrs}, {}, DType::bf16);
+    const OpCase<Attention> op_case = {.name = "case", .inputs = inputs, .attrs = attrs};
+    law_cuda(op_case, {}, DType::bf16);
     if (IsSkipped()) return;
+    Context gpu = cuda::make_context();
+    law_neighbours(gpu, op_case, {.token = {"q", "k", "v"}}, DType::bf16);
   }
 }
 

@@ -10,6 +10,8 @@ using device::WgmmaTile;
 
 /// Tokens of a copy: no tile is shorter.
 constexpr int box_of(int64_t D) { return D > 128 ? 32 : 64; }
+/// Pairs of a copy, which begins at an even one: addresses that the copy engine reads are multiples of 16.
+constexpr int pairs_of(int64_t D) { return box_of(D) + 2; }
 
 /// The threads of a block: warpgroups that multiply, and one before them whose first thread copies; registers go to where the sums are.
 template <int groups>
@@ -24,7 +26,7 @@ __device__ inline int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 1
 
 struct Params {
   CUtensorMap q, k, v, d_o;  // boxes of box_of(D) tokens
-  CUtensorMap stats;         // boxes of as many pairs of a head
+  CUtensorMap stats;         // boxes of pairs_of(D) of a head
   Problem problem;
   int64_t items;    // tiles × heads; a block works on one after the other
   unsigned* taken;  // items given out beyond the first of every block; zero at the start

@@ -21,8 +21,8 @@ struct Plan {
   using Keys = WgmmaTile<kKeys, dim>;
   using Queries = WgmmaTile<kQueries, dim>;
   static constexpr int kTileBytes = 2 * Keys::kBytes + 2 * kStages * Queries::kBytes;
-  static constexpr int kStatsBytes = kQueries * 8;
-  static_assert(kQueries == box_of(dim));
+  static constexpr int kStatsBytes = (pairs_of(dim) * 8 + 127) / 128 * 128;
+  static_assert(pairs_of(dim) == kQueries + 2);
   static constexpr int kSharedBytes = kTileBytes + kStages * kStatsBytes + ItemQueue::kBytes + (2 + 2 * kStages) * 8 + 1024;  // and room to align
 };
 
@@ -98,20 +98,19 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
     const int stage = at.queries.stage;
     const uint32_t barrier = shared.full(stage);
     barrier_wait(shared.read(stage), at.queries.parity ^ 1);
-    device::barrier_expect(barrier, 2 * P::Queries::kBytes + P::kStatsBytes);
+    device::barrier_expect(barrier, 2 * P::Queries::kBytes + pairs_of(P::kDim) * 8);
     copy_tile(shared.q(stage), params.q, barrier, h, token + first);
     copy_tile(shared.d_o(stage), params.d_o, barrier, h, token + first);
-    device::tma_load(shared.stats(stage), params.stats, barrier, static_cast<int>(token) + first, h);
+    device::tma_load(shared.stats(stage), params.stats, barrier, (static_cast<int>(token) + first) / 2 * 2, h);
     first += P::kQueries;
     if (first >= work.seen_by) first = 0, ++h;
   }
 }
 
-/// Two pairs (lse · log2 e, delta).
-__device__ float4 load_pairs(uint32_t address) {
-  float4 pairs;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(pairs.x), "=f"(pairs.y), "=f"(pairs.z), "=f"(pairs.w) : "r"(address));
-  return pairs;
+__device__ float2 load_pair(uint32_t address) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address));
+  return pair;
 }
 
 /// As clear_rows, of pairs.
@@ -131,7 +130,8 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
   const int lane = threadIdx.x % 32;
   const float scale_log2 = p.scale * kLog2E;
   const int window = static_cast<int>(p.window);
-  int turn = 0, last_stage = -1, first = 0;  // first: query of the head's
+  const uint32_t odd = static_cast<uint32_t>((work.tile.q_begin + work.queries.begin) % 2 * 8);  // pairs are copied from an even one on
+  int turn = 0, last_stage = -1, first = 0;                                                      // first: query of the head's
   barrier_wait(shared.keys_full(), at.keys.parity);
   at.keys.advance();
   do {
@@ -143,7 +143,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     if (const int live = work.left - first; live < kQueries) {
       clear_rows<typename P::Crew>(q, live);
       clear_rows<typename P::Crew>(d_o, live);
-      clear_pairs<kQueries>(shared.stats(stage), live);
+      clear_pairs<kQueries>(shared.stats(stage) + odd, live);
       cleared<typename P::Crew>();
     }
     if constexpr (P::Crew::kRegisters < 240) device::wgmma_wait<0>();  // d_s of the turn before gives its registers to the next scores
@@ -158,13 +158,15 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     if (last_stage >= 0) release(shared.read(last_stage));
     last_stage = stage;
     device::settle(s);
-    const uint32_t stats = shared.stats(stage) + lane % 4 * 16;
+    const uint32_t stats = shared.stats(stage) + odd + lane % 4 * 16;
 #pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j) {
-      const float4 two = load_pairs(stats + 64 * j);  // of this thread's two columns
+    for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[j][i] = exp2_approx(s[j][i] * scale_log2 - (i % 2 ? two.z : two.x));
-    }
+      for (int c = 0; c < 2; ++c) {
+        const float lse = load_pair(stats + 64 * j + 8 * c).x;
+        s[j][c] = exp2_approx(s[j][c] * scale_log2 - lse);
+        s[j][2 + c] = exp2_approx(s[j][2 + c] * scale_log2 - lse);
+      }
     const int ahead = work.ahead + first, count = work.seen_by - first;
     if (count < kQueries || needs_mask(ahead, kQueries, P::kKeys, window)) mask_queries<kQueries>(s, warp_row() - ahead, window, count, 0);
     round_all<kQueries>(weights, s);
@@ -178,11 +180,13 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
       device::settle(d_p);
       if (turn + 1 == work.turns) release(shared.keys_read());  // the next item's come under the end of this one
 #pragma unroll
-      for (int j = 0; j < kQueries / 8; ++j) {
-        const float4 two = load_pairs(stats + 64 * j);
+      for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[j][i] *= d_p[j][i] - (i % 2 ? two.w : two.y);
-      }
+        for (int c = 0; c < 2; ++c) {
+          const float delta = load_pair(stats + 64 * j + 8 * c).y;
+          s[j][c] *= d_p[j][c] - delta;
+          s[j][2 + c] *= d_p[j][2 + c] - delta;
+        }
       round_all<kQueries>(d_s, s);
       device::wgmma_wait<0>();  // d_v is done by now; its weights give their registers to the next scores
       device::wgmma_fence();

@@ -17,7 +17,7 @@ inline Params params_for(const Problem& problem) {
   params.k = cuda::head_tensor_map(problem.k, problem.Nk, problem.HK, problem.D, box);
   params.v = cuda::head_tensor_map(problem.v, problem.Nk, problem.HK, problem.D, box);
   if (problem.d_o) params.d_o = cuda::head_tensor_map(problem.d_o, problem.Nq, problem.H, problem.D, box);
-  if (problem.stats) params.stats = cuda::row_tensor_map(problem.stats, problem.H, problem.Nq, stats_stride(problem.Nq), box);
+  if (problem.stats) params.stats = cuda::row_tensor_map(problem.stats, problem.H, problem.Nq, stats_stride(problem.Nq), pairs_of(problem.D));
   return params;
 }
 

@@ -32,12 +32,12 @@ struct SumRowsParams {
 
 template <class T>
 __global__ void sum_rows_kernel(SumRowsParams p) {
-  const int64_t column = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t column = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (column >= p.D) return;
-  const int64_t begin = int64_t{blockIdx.y} * kRowsPerBlock, end = min(p.rows, begin + kRowsPerBlock);
+  const int64_t begin = int64_t{blockIdx.x} * kRowsPerBlock, end = min(p.rows, begin + kRowsPerBlock);
   float sum = 0;
   for (int64_t row = begin; row < end; ++row) sum += device::to_float(static_cast<const T*>(p.x)[row * p.D + column]);
-  p.partials[int64_t{blockIdx.y} * p.D + column] = sum;
+  p.partials[int64_t{blockIdx.x} * p.D + column] = sum;
 }
 
 }  // namespace
@@ -57,7 +57,7 @@ void sum_rows(Context& ctx, const Tensor& x, const Tensor& total) {
   const int64_t rows = num_rows(x), D = x.size(-1), strips = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
   const Tensor partials = Tensor::empty(ctx, {strips, D}, DType::f32);
   const SumRowsParams params{x.raw(), partials.data<float>(), rows, D};
-  const LaunchConfig config{.grid = dim3(static_cast<unsigned>((D + 127) / 128), static_cast<unsigned>(strips)), .block = 128};
+  const LaunchConfig config{.grid = dim3(static_cast<unsigned>(strips), static_cast<unsigned>((D + 127) / 128)), .block = 128};
   if (x.dtype() == DType::f32) launch(ctx.stream(), "sum_rows", &sum_rows_kernel<float>, config, params);
   else launch(ctx.stream(), "sum_rows", &sum_rows_kernel<device::bf16>, config, params);
   sum_partials(ctx, partials, total);

@@ -3,36 +3,14 @@
 #include <algorithm>
 
 #include "cuda/device/scalar.h"
+#include "cuda/kernels/embedding/rows.h"
 #include "cuda/kernels/operands.h"
-#include "cuda/runtime/check.h"
 #include "ops/embedding.h"
 
 namespace braid {
 namespace {
 
 constexpr int kSortThreads = 256;
-
-struct GatherParams {
-  const int64_t* tokens;  // [N]
-  const void* weight;     // [V, D]
-  void* y;                // [N, D]
-  int64_t N, V, D;
-};
-
-template <class T, int width>
-__global__ void __launch_bounds__(256) embedding_forward(GatherParams p) {
-  for (int64_t n = blockIdx.x; n < p.N; n += gridDim.x) {
-    const int64_t token = p.tokens[n];
-    const bool known = token >= 0 && token < p.V;  // the caller checks where tokens are on the host; NaN shows that it did not
-    for (int64_t d = threadIdx.x * width; d < p.D; d += blockDim.x * width) {
-      float row[width];
-#pragma unroll
-      for (int j = 0; j < width; ++j) row[j] = __int_as_float(0x7fffffff);
-      if (known) device::load(static_cast<const T*>(p.weight) + token * p.D + d, row);
-      device::store(static_cast<T*>(p.y) + n * p.D + d, row);
-    }
-  }
-}
 
 struct SortParams {
   const int64_t* tokens;  // [N]
@@ -131,11 +109,6 @@ __global__ void __launch_bounds__(256) embedding_backward(SumParams p) {
 
 using cuda::LaunchConfig;
 
-LaunchConfig rows_config(int64_t N, int64_t D, int width) {
-  const int64_t threads = (D / width + 31) / 32 * 32;
-  return {.grid = static_cast<unsigned>(N < 65536 ? N : 65536), .block = static_cast<unsigned>(threads < 32 ? 32 : threads > 256 ? 256 : threads)};
-}
-
 /// Lists of all tokens; the tensors own what `params` points to.
 struct TokenLists {
   Tensor counts, totals, starts, cursor, lists;
@@ -170,19 +143,6 @@ TokenLists sort_tokens(Context& ctx, const Tensor& tokens, int64_t V) {
 
 }  // namespace
 
-Embedding::Saved Embedding::forward_cuda(Context& ctx, const Inputs& in, const Attrs&, Outputs& out) {
-  cuda::require_kernel_dtype(name, in.weight.dtype());
-  const int64_t N = in.tokens.numel(), V = in.weight.size(0), D = in.weight.size(1);
-  const GatherParams params{in.tokens.data<int64_t>(), in.weight.raw(), out.y.raw(), N, V, D};
-  const bool wide = D % 4 == 0 && cuda::aligned16(in.weight);
-  const auto run = [&](void (*kernel)(GatherParams)) {
-    cuda::launch(ctx.stream(), "embedding_forward", kernel, rows_config(N, D, wide ? 4 : 1), params);
-  };
-  if (in.weight.dtype() == DType::bf16) run(wide ? &embedding_forward<device::bf16, 4> : &embedding_forward<device::bf16, 1>);
-  else run(wide ? &embedding_forward<float, 4> : &embedding_forward<float, 1>);
-  return {in.tokens};
-}
-
 void Embedding::backward_cuda(Context& ctx, const Saved& saved, const Attrs&, const Outputs& d_out, Inputs& d_in) {
   if (!d_in.weight) return;
   const int64_t N = saved.tokens.numel(), V = d_in.weight.size(0), D = d_in.weight.size(1);
@@ -193,7 +153,7 @@ void Embedding::backward_cuda(Context& ctx, const Saved& saved, const Attrs&, co
   const SumParams params{lists.tokens, lists.totals, lists.starts, lists.cursor, lists.lists, d_out.y.raw(), d_in.weight.data<float>(), N, D};
   const bool wide = D % 4 == 0 && cuda::aligned16(d_out.y) && cuda::aligned16(d_in.weight);
   const auto run = [&](void (*kernel)(SumParams)) {
-    cuda::launch(ctx.stream(), "embedding_backward", kernel, rows_config(N, D, wide ? 4 : 1), params);
+    cuda::launch(ctx.stream(), "embedding_backward", kernel, cuda::rows_config(N, D, wide ? 4 : 1), params);
   };
   if (d_out.y.dtype() == DType::bf16) run(wide ? &embedding_backward<device::bf16, 4> : &embedding_backward<device::bf16, 1>);
   else run(wide ? &embedding_backward<float, 4> : &embedding_backward<float, 1>);
