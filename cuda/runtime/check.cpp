@@ -19,6 +19,12 @@ cudaStream_t native(Stream stream) {
   return static_cast<cudaStream_t>(stream.native());
 }
 
+bool is_recorded(Stream stream) {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(native(stream), &status), "cudaStreamIsCapturing");
+  return status == cudaStreamCaptureStatusActive;
+}
+
 void check_launch(cudaError_t status, std::string_view kernel_name, const LaunchConfig& config) {
   if (status == cudaSuccess) return;
   cudaGetLastError();

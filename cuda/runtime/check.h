@@ -15,12 +15,17 @@ void check(cudaError_t status, std::string_view what, std::source_location where
 /// As CUDA knows it. Its device becomes the calling thread's current one, which launches, copies and allocations on the stream need.
 cudaStream_t native(Stream stream);
 
-/// Grid, block and dynamic shared memory of one launch; `cluster` > 1 launches clusters of that many blocks along x.
+/// Whether a graph is being recorded on the stream.
+bool is_recorded(Stream stream);
+
+/// Grid, block and dynamic shared memory of one launch; `cluster` > 1 launches clusters of that many blocks along x. A kernel that `overlaps`
+/// may begin before the one it follows has ended (cuda/device/overlap.h; a GPU of compute capability 9.0).
 struct LaunchConfig {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
   int cluster = 1;
+  bool overlaps = false;
 };
 
 /// Throws unless the kernel may use that much shared memory and started; the error names kernel and configuration.
@@ -37,12 +42,17 @@ void launch(Stream stream, std::string_view name, void (*kernel)(Params), const 
   // The 48 KB that need no permission include what the kernel declares itself.
   if (config.shared_bytes > 16 * 1024) allow_shared_bytes(reinterpret_cast<const void*>(kernel), name, config.shared_bytes);
   native_config.gridDim = config.grid, native_config.blockDim = config.block, native_config.dynamicSmemBytes = config.shared_bytes;
-  cudaLaunchAttribute attribute;
+  cudaLaunchAttribute attributes[2];
+  native_config.attrs = attributes;
   if (config.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[native_config.numAttrs++];
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
-    native_config.attrs = &attribute;
-    native_config.numAttrs = 1;
+  }
+  if (config.overlaps) {
+    cudaLaunchAttribute& attribute = attributes[native_config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
   }
   check_launch(cudaLaunchKernelEx(&native_config, kernel, params), name, config);
 }

@@ -1,7 +1,9 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/dense/matvec.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
+#include "cuda/runtime/runtime.h"
 
 namespace braid::cuda {
 namespace {
@@ -18,21 +20,27 @@ struct MatvecParams {
 };
 
 // A warp has one row. kUnroll loads of 16 bytes a lane are in flight before the first is used: 16 warps on a multiprocessor then keep enough
-// bytes on their way to use all of the memory's bandwidth.
+// bytes on their way to use all of the memory's bandwidth. Where a graph is recorded the first of them start while x is still being computed:
+// no recorded graph writes a weight.
 template <int kUnroll>
 __global__ void __launch_bounds__(32 * kWarps) matvec_kernel(MatvecParams p) {
   const int lane = threadIdx.x % 32;
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, first = lane * kPack;
   if (row >= p.n) return;
   const bf16* weight = p.weight + row * p.k;
   float sum = 0;
-  for (int64_t base = lane * kPack; base < p.k; base += int64_t{kUnroll} * kStep) {
-    uint4 w[kUnroll];
+  uint4 w[kUnroll];
+  const auto fetch = [&](int64_t base) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t at = base + u * kStep;
       w[u] = at < p.k ? __ldcs(reinterpret_cast<const uint4*>(weight + at)) : uint4{0, 0, 0, 0};
     }
+  };
+  fetch(first);
+  device::wait_for_earlier_kernels();
+  for (int64_t base = first; base < p.k; base += int64_t{kUnroll} * kStep) {
+    if (base > first) fetch(base);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t at = base + u * kStep;
@@ -63,7 +71,8 @@ bool takes_vector(const Tensor& weight, const Tensor& x, const Tensor& y) {
 void multiply_vector(Context& ctx, const Tensor& weight, const Tensor& x, const Tensor& y) {
   const MatvecParams params{reinterpret_cast<const bf16*>(weight.raw()), reinterpret_cast<const bf16*>(x.raw()), reinterpret_cast<bf16*>(y.raw()),
                             weight.size(0), weight.size(1)};
-  const LaunchConfig config{.grid = static_cast<unsigned>((params.n + kWarps - 1) / kWarps), .block = 32 * kWarps};
+  const bool overlaps = facts(ctx.device().index).compute_capability >= 90 && is_recorded(ctx.stream());
+  const LaunchConfig config{.grid = static_cast<unsigned>((params.n + kWarps - 1) / kWarps), .block = 32 * kWarps, .overlaps = overlaps};
   if (params.k <= 4 * kStep) launch(ctx.stream(), "matvec", &matvec_kernel<4>, config, params);
   else launch(ctx.stream(), "matvec", &matvec_kernel<8>, config, params);
 }

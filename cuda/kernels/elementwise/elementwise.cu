@@ -1,6 +1,7 @@
 // Kernels of the elementwise operators, from the very functions the host uses (ops/elementwise.h).
 #include <tuple>
 
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -26,6 +27,7 @@ struct MapParams {
 template <class T, class F, int inputs, int outputs>
 __global__ void map_kernel(MapParams<F, inputs, outputs> p) {
   constexpr int kSize = kPackSize<T>;
+  device::let_next_begin();
   const int64_t packs = p.packs, step = int64_t{gridDim.x} * blockDim.x;
   const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   float x[inputs][kSize], y[outputs][kSize], in[inputs], out[outputs];

@@ -1,4 +1,5 @@
 #include "cuda/device/math.h"
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/norms/row_dispatch.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -22,6 +23,7 @@ struct ForwardParams {
 template <class T, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks) gated_rms_norm_forward(ForwardParams p) {
   __shared__ __align__(16) float scratch[2][8];
+  device::let_next_begin();
   using Part = device::RowPart<Plan>;
   const device::RowWalk walk = p.walk;
   device::RowSum row_sum{scratch};
