@@ -9,7 +9,7 @@ namespace braid {
 /// A part that can be run again: copyable, gives the same bits for the same inputs, uses parameters as keyed leaves with buffers.
 template <class Block>
 concept Recomputable = requires(const Block& block, Context& ctx, const std::vector<Tensor>& inputs) {
-  { block(ctx, inputs) } -> std::same_as<Tensor>;
+  { block(ctx, inputs) } -> std::same_as<std::vector<Tensor>>;
 };
 
 namespace detail {
@@ -24,21 +24,29 @@ class RecomputeNode final : public Node {
     for (const Tensor& input : inputs_) visit(input);
   }
   void backward(Context& ctx, Tape& outer) override {
-    const Tensor d_output = outer.take_grad(output_slot);
-    if (!d_output) return;
+    std::vector<Tensor> d_outputs;
+    bool any = false;
+    for (const int64_t slot : output_slots) any |= d_outputs.emplace_back(outer.take_grad(slot)).defined();
+    if (!any) return;
     Tape tape;
     std::vector<Tensor> leaves;
     for (size_t i = 0; i < inputs_.size(); ++i) leaves.push_back(input_slots_[i] >= 0 ? tape.leaf(inputs_[i]) : inputs_[i]);
-    Tensor output;
+    std::vector<Tensor> roots, seeds;
     {
       WithTape recording(ctx, &tape);
-      output = block_(ctx, leaves);
+      const std::vector<Tensor> outputs = block_(ctx, leaves);
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        if (!d_outputs[i]) continue;
+        roots.push_back(outputs[i]);
+        seeds.push_back(d_outputs[i]);
+      }
     }
-    tape.backward(ctx, output, d_output);
+    d_outputs.clear();
+    tape.backward(ctx, roots, seeds);
     for (size_t i = 0; i < leaves.size(); ++i)
       if (input_slots_[i] >= 0) outer.accumulate(ctx, input_slots_[i], tape.grad(leaves[i]));
   }
-  int64_t output_slot = -1;
+  std::vector<int64_t> output_slots;
 
  private:
   Block block_;
@@ -50,7 +58,7 @@ class RecomputeNode final : public Node {
 
 /// block(ctx, inputs), of which only the inputs are kept for backward; same bits as without. Undefined inputs are passed on.
 template <Recomputable Block>
-Tensor recompute(Context& ctx, const Block& block, const std::vector<Tensor>& inputs) {
+std::vector<Tensor> recompute(Context& ctx, const Block& block, const std::vector<Tensor>& inputs) {
   if (!ctx.tape) return block(ctx, inputs);
   Tape& tape = *ctx.tape;
   std::vector<Tensor> plain;
@@ -59,16 +67,18 @@ Tensor recompute(Context& ctx, const Block& block, const std::vector<Tensor>& in
     plain.push_back(input.detached());
     slots.push_back(tape.slot_of(input));
   }
-  Tensor output;
+  std::vector<Tensor> outputs;
   {
     WithTape silent(ctx, nullptr);
-    output = block(ctx, plain);
+    outputs = block(ctx, plain);
   }
   auto node = std::make_unique<detail::RecomputeNode<Block>>(block, std::move(plain), std::move(slots));
-  output = tape.track(output);
-  node->output_slot = tape.slot_of(output);
+  for (Tensor& output : outputs) {
+    output = tape.track(output);
+    node->output_slots.push_back(tape.slot_of(output));
+  }
   tape.push(std::move(node));
-  return output;
+  return outputs;
 }
 
 }  // namespace braid

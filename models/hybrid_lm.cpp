@@ -8,16 +8,20 @@
 namespace braid {
 namespace {
 
-/// A block as recompute runs it.
+/// A block as recompute runs it: the stream's two tensors in and out.
 struct RunBlock {
   const Block* block;
   Sequences seqs;
-  Tensor operator()(Context& ctx, const std::vector<Tensor>& inputs) const { return (*block)(ctx, {inputs[0], seqs}); }
+  std::vector<Tensor> operator()(Context& ctx, const std::vector<Tensor>& inputs) const {
+    const ResidualStream stream = (*block)(ctx, {inputs[0], inputs[1]}, {{}, seqs});
+    return {stream.x, stream.update};
+  }
 };
 
-MixerInput input_of(const Tensor& x, const Sequences& seqs, State* state, int64_t layer) {
-  if (!state) return {x, seqs};
-  return {x, seqs, &state->layers[layer], &state->positions, state->device_positions};
+/// All that a mixer is given but its x.
+MixerInput input_of(const Sequences& seqs, State* state, int64_t layer) {
+  if (!state) return {{}, seqs};
+  return {{}, seqs, &state->layers[layer], &state->positions, state->device_positions};
 }
 
 void check_tokens(const Tensor& tokens, std::string_view argument, const Sequences& seqs) {
@@ -49,18 +53,20 @@ Tensor HybridLm::hidden(Context& ctx, const Tensor& tokens, const Sequences& seq
                 " sequences and ", blocks_.size(), " layers, got ", state->num_sequences(), " and ", state->layers.size());
     BRAID_CHECK(!ctx.tape, "hybrid_lm: a state carries no gradient; run without a tape to decode");
   }
-  Tensor x = apply<Embedding>(ctx, {tokens, embeddings_.use(ctx)}).y;
+  ResidualStream stream{apply<Embedding>(ctx, {tokens, embeddings_.use(ctx)}).y, {}};
   const auto num_blocks = static_cast<int64_t>(blocks_.size());
   const int64_t recomputed = options.recompute_layers < 0 ? num_blocks : options.recompute_layers;
   for (int64_t i = 0; i < num_blocks; ++i) {
     const RecomputeLevel level = i < recomputed ? options.recompute : RecomputeLevel::none;
     const Block& block = *blocks_[i];
-    if (level == RecomputeLevel::block && !state) x = recompute(ctx, RunBlock{&block, seqs}, {x});
-    else x = block(ctx, input_of(x, seqs, state, i), level == RecomputeLevel::mlp);
+    if (level == RecomputeLevel::block && !state) {
+      const std::vector<Tensor> after = recompute(ctx, RunBlock{&block, seqs}, {stream.x, stream.update});
+      stream = {after[0], after[1]};
+    } else stream = block(ctx, stream, input_of(seqs, state, i), level == RecomputeLevel::mlp);
   }
   if (state && !state->device_positions)
     for (int64_t s = 0; s < seqs.count(); ++s) state->positions[s] += seqs.length(s);
-  return (*norm_)(ctx, x);
+  return norm_->add(ctx, stream.x, stream.update).y;
 }
 
 Tensor HybridLm::logits(Context& ctx, const Tensor& hidden) const { return apply<Linear>(ctx, {hidden, head().use(ctx), {}}).y; }

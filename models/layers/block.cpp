@@ -1,14 +1,13 @@
 #include "models/layers/block.h"
 
 #include "autograd/recompute.h"
-#include "ops/elementwise.h"
 
 namespace braid {
 namespace {
 
 struct RunMlp {
   const Mlp* mlp;
-  Tensor operator()(Context& ctx, const std::vector<Tensor>& inputs) const { return (*mlp)(ctx, inputs[0]); }
+  std::vector<Tensor> operator()(Context& ctx, const std::vector<Tensor>& inputs) const { return {(*mlp)(ctx, inputs[0])}; }
 };
 
 std::string prefix(int64_t layer_idx) { return "model.layers." + std::to_string(layer_idx); }
@@ -26,13 +25,11 @@ Block::Block(const ModelConfig& config, int64_t layer_idx, const Parameter& lowe
   adopt(mlp_);
 }
 
-Tensor Block::operator()(Context& ctx, const MixerInput& in, bool recompute_mlp) const {
-  // On the CPU the two gradients of x are added apart: the bits of its runs stay what they were.
-  const RmsNorm::Outputs first = ctx.on_cpu() ? RmsNorm::Outputs{attn_norm_(ctx, in.x), in.x} : attn_norm_.with_input(ctx, in.x);
-  const Tensor mixed = mixer_->forward(ctx, {first.y, in.seqs, in.state, in.positions, in.device_positions});
-  const auto normed = mlp_norm_.add(ctx, mixed, first.sum);
-  const Tensor update = recompute_mlp ? recompute(ctx, RunMlp{&mlp_}, {normed.y}) : mlp_(ctx, normed.y);
-  return apply<Add>(ctx, {normed.sum, update}).y;
+ResidualStream Block::operator()(Context& ctx, const ResidualStream& stream, MixerInput in, bool recompute_mlp) const {
+  const RmsNorm::Outputs first = attn_norm_.add(ctx, stream.x, stream.update);
+  in.x = first.y;
+  const RmsNorm::Outputs second = mlp_norm_.add(ctx, mixer_->forward(ctx, in), first.sum);
+  return {second.sum, recompute_mlp ? recompute(ctx, RunMlp{&mlp_}, {second.y})[0] : mlp_(ctx, second.y)};
 }
 
 }  // namespace braid

@@ -8,13 +8,19 @@
 
 namespace braid {
 
+/// The residual stream between blocks: `x`, or `x + update` where an update is left for the next norm to add in passing.
+struct ResidualStream {
+  Tensor x, update;  // [N, hidden_size] each; update may be undefined
+};
+
 /// x += mixer(attn_norm(x)); x += mlp(mlp_norm(x)).
 class Block final : public Module {
  public:
   Block(const ModelConfig& config, int64_t layer_idx, const Parameter& lower_bounds);
 
-  /// in.x [N, hidden_size] is the residual stream; returns it updated. `recompute_mlp`: the MLP runs again in backward.
-  Tensor operator()(Context& ctx, const MixerInput& in, bool recompute_mlp = false) const;
+  /// The stream after this layer, the MLP's update not yet added. `in` is what the mixer is given, but for its x. `recompute_mlp`: the MLP runs
+  /// again in backward.
+  ResidualStream operator()(Context& ctx, const ResidualStream& stream, MixerInput in, bool recompute_mlp = false) const;
   const Mixer& mixer() const { return *mixer_; }
 
  private:

@@ -6,12 +6,8 @@ NormLayer::NormLayer(const std::string& name, int64_t width, double eps) : eps_(
 
 Tensor NormLayer::operator()(Context& ctx, const Tensor& x) const { return apply<RmsNorm>(ctx, {x, weight.use(ctx), {}}, {eps_}).y; }
 
-RmsNorm::Outputs NormLayer::with_input(Context& ctx, const Tensor& x) const {
-  return apply<RmsNorm>(ctx, {x, weight.use(ctx), {}}, {.eps = eps_, .pass_x = true});
-}
-
 RmsNorm::Outputs NormLayer::add(Context& ctx, const Tensor& x, const Tensor& residual) const {
-  return apply<RmsNorm>(ctx, {x, weight.use(ctx), residual}, {eps_});
+  return apply<RmsNorm>(ctx, {x, weight.use(ctx), residual}, {.eps = eps_, .pass_x = !residual.defined()});
 }
 
 }  // namespace braid

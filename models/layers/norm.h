@@ -11,9 +11,7 @@ class NormLayer final : public Module {
   NormLayer(const std::string& name, int64_t width, double eps);
   /// x [..., width] → like x.
   Tensor operator()(Context& ctx, const Tensor& x) const;
-  /// x + residual, normalised; and the sum itself.
-  /// norm(x), and x itself as `sum`: what is beside the norm goes on from that.
-  RmsNorm::Outputs with_input(Context& ctx, const Tensor& x) const;
+  /// x + residual, normalised, and the sum itself; without a residual (undefined) x, to go on from beside the norm.
   RmsNorm::Outputs add(Context& ctx, const Tensor& x, const Tensor& residual) const;
 
   Parameter weight;
