@@ -51,4 +51,11 @@ void launch_convert(void* to, DType to_dtype, const void* from, DType from_dtype
   });
 }
 
+bool has_code_for_device() {
+  cudaFuncAttributes attributes;
+  const bool found = cudaFuncGetAttributes(&attributes, &convert_kernel<float, float>) == cudaSuccess;
+  cudaGetLastError();
+  return found;
+}
+
 }  // namespace braid::cuda

@@ -4,6 +4,9 @@
 
 namespace braid::cuda {
 
+/// `count` elements of f64, f32 or bf16; Error for other types.
 void launch_convert(void* to, DType to_dtype, const void* from, DType from_dtype, int64_t count, bool add, Stream stream);
+/// Whether this build has code that the current device runs.
+bool has_code_for_device();
 
 }  // namespace braid::cuda

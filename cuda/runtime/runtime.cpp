@@ -5,6 +5,7 @@
 
 #include "cuda/runtime/backend.h"
 #include "cuda/runtime/check.h"
+#include "cuda/runtime/convert.h"
 #include "cuda/runtime/memory.h"
 
 namespace braid::cuda {
@@ -35,8 +36,11 @@ const DeviceFacts& facts(int index) {
 }
 
 Context make_context(int index) {
-  facts(index);  // throws when there is no such device
+  const DeviceFacts& device = facts(index);
   check(cudaSetDevice(index), "cudaSetDevice");
+  BRAID_CHECK(has_code_for_device(), "cuda:", index, ": this build has no code for ", device.name, " of compute capability ",
+              device.compute_capability / 10, ".", device.compute_capability % 10,
+              "; build with -DBRAID_CUDA_ARCHITECTURES=", device.compute_capability);
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   cudaMemPool_t pool;
