@@ -58,6 +58,6 @@ __device__ inline void take_registers() {
 }
 
 /// Named barrier 1 … 15 among `threads` threads (a multiple of 32).
-__device__ inline void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ inline void named_barrier_sync(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 }  // namespace braid::device

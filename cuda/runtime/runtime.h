@@ -17,6 +17,7 @@ struct DeviceFacts {
   int64_t l2_bytes = 0;
   int64_t shared_bytes_per_block = 0;
 };
+/// Throws Error when there is no such device.
 const DeviceFacts& facts(int index);
 
 /// A context on device `index` with a stream of its own and memory from a stream-ordered pool that keeps what it frees. Throws
@@ -29,6 +30,7 @@ struct MemoryUse {
   int64_t free_bytes = 0;  // on the device, the pool's own reserve included
 };
 MemoryUse memory_use(int index = 0);
+/// From now on the peak is counted from what is used now.
 void reset_peak_memory(int index = 0);
 
 /// A point in a stream's work; elapsed times are the device's own.

@@ -21,6 +21,7 @@ struct AdamWScalars {
   int32_t skip = 0;  // 1: nothing is changed
 };
 
+/// One step of every parameter, in place.
 void adamw_step(Context& ctx, const AdamWTables& tables, const AdamWScalars& scalars);
 
 /// A step that the GPU itself decides on (train/optimizer.h, StepGuard), so that the host need not wait for the gradient. It leaves every
@@ -30,6 +31,7 @@ struct AdamWGuard {
   const double* loss;  // []
   double learning_rate, beta1, beta2, eps, weight_decay, max_norm, spike_margin, memory, first_spike;
 };
+/// The step, or none where loss or gradient are not finite or the loss is a spike; `guard` says which.
 void guarded_adamw_step(Context& ctx, const AdamWTables& tables, const AdamWGuard& guard);
 /// Σ gradient² over all pieces, f64 [], summed in a fixed order. There must be a piece.
 Tensor squared_norm(Context& ctx, const AdamWTables& tables);

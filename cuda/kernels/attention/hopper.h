@@ -107,9 +107,13 @@ __device__ void clear_rows(const WgmmaTile<kRows, D>& tile, int live) {
     if (at / 8 % kRows >= live) asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(tile.base + at * 16), "r"(0) : "memory");
 }
 template <class Crew>
+__device__ void consumers_meet() {
+  device::named_barrier_sync(1, Crew::kThreads - 128);
+}
+template <class Crew>
 __device__ void cleared() {
   device::fence_async_proxy();
-  device::named_barrier_sync(1, Crew::kThreads - 128);
+  consumers_meet<Crew>();
 }
 
 /// Begins s = (64 rows of left) · right^T.

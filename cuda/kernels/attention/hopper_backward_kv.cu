@@ -141,6 +141,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     Rounded<kQueries> weights, d_s;
     barrier_wait(shared.full(stage), at.queries.parity);
     if (const int live = work.left - first; live < kQueries) {
+      consumers_meet<typename P::Crew>();  // earlier turns have read the pairs: racecheck does not follow the barriers of copies that far
       clear_rows<typename P::Crew>(q, live);
       clear_rows<typename P::Crew>(d_o, live);
       clear_pairs<kQueries>(shared.stats(stage) + odd, live);
