@@ -43,13 +43,31 @@ bf16* rows_of(const Tensor& tensor) { return static_cast<bf16*>(cuda::address(te
 
 Prepared prepared(Context& ctx, const FastProblem& f, bool reverse) {
   const Problem& p = f.problem;
-  Prepared result{key_rows(ctx, f), key_rows(ctx, f), Tensor::empty(ctx, {f.chunks.slots, p.H, kChunk, kChunk}, DType::bf16),
-                  Tensor::empty(ctx, {f.chunks.slots, p.H, p.K}, DType::f32)};
-  const PrepareParams params{p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), reverse};
+  const int64_t slots = f.chunks.slots;
+  Prepared result;
+  result.pairs = Tensor::empty(ctx, {slots, p.H, kChunk, kChunk}, DType::bf16);
+  result.decay = Tensor::empty(ctx, {slots, p.H, p.K}, DType::f32);
+  if (p.decay_key) {
+    result.q = key_rows(ctx, f), result.k = key_rows(ctx, f);
+  } else {
+    result.from_start = Tensor::empty(ctx, {slots, p.H, kChunk}, DType::f32), result.to_end = Tensor::empty(ctx, {slots, p.H, kChunk}, DType::f32);
+  }
+  const PrepareParams params{p,
+                             f.chunks,
+                             rows_of(result.q),
+                             rows_of(result.k),
+                             rows_of(result.pairs),
+                             result.decay.data<float>(),
+                             cuda::address_of<float>(result.from_start),
+                             cuda::address_of<float>(result.to_end),
+                             reverse};
   if (p.decay_key) launch_prepare_channel(ctx, params);
   else launch_prepare_head(ctx, params);
   return result;
 }
+
+/// q or k as the walks take them: decayed, or the input, which they decay by token.
+const void* walked(const Tensor& prepared, const void* input) { return prepared ? prepared.raw() : input; }
 
 /// The operands of a walk: what the state is multiplied with, and the two factors of its update.
 WalkParams walk_params(const FastProblem& f, const Prepared& prepared, const void* across, const void* columns, const void* rows, bool reverse) {
@@ -61,6 +79,8 @@ WalkParams walk_params(const FastProblem& f, const Prepared& prepared, const voi
   params.rows = static_cast<const bf16*>(rows);
   params.pairs = rows_of(prepared.pairs);
   params.decay = prepared.decay.data<float>();
+  params.out_factors = cuda::address_of<float>(reverse ? prepared.to_end : prepared.from_start);
+  params.row_factors = cuda::address_of<float>(reverse ? prepared.from_start : prepared.to_end);
   params.num_chunk_slots = f.chunks.slots;
   params.reverse = reverse;
   return params;
@@ -94,12 +114,12 @@ KeyWalks walk_keys(Context& ctx, const FastProblem& f, const Prepared& prepared,
     kept = Tensor::empty(ctx, {num_kept(f) * 4}, DType::f32);
     result.spanning = Tensor::empty(ctx, {parts, f.chunks.slots, p.H, p.K}, DType::f32);
   }
-  WalkParams forwards = walk_params(f, prepared, d_o, p.v, prepared.k.raw(), false);
+  WalkParams forwards = walk_params(f, prepared, d_o, p.v, walked(prepared.k, p.k), false);
   forwards.states = cuda::address_of<float>(states);
   forwards.kept = static_cast<uint4*>(cuda::address(kept));
   forwards.out = rows_of(result.across_q);
   launch_walk_keys(ctx, forwards);
-  WalkParams backwards = walk_params(f, prepared, p.v, d_o, prepared.q.raw(), true);
+  WalkParams backwards = walk_params(f, prepared, p.v, d_o, walked(prepared.q, p.q), true);
   backwards.states = cuda::address_of<float>(gradients);
   backwards.kept = forwards.kept;
   backwards.spanning = cuda::address_of<float>(result.spanning);
@@ -141,7 +161,7 @@ Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::
                     GatedLinearAttention::Outputs& out) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
   const Prepared ready = prepared(ctx, f, false);
-  WalkParams walk = walk_params(f, ready, ready.q.raw(), ready.k.raw(), p.v, false);
+  WalkParams walk = walk_params(f, ready, walked(ready.q, p.q), walked(ready.k, p.k), p.v, false);
   const Tensor states = segment_states(ctx, f, walk, in.initial_state);
   walk.states = cuda::address_of<float>(states);
   walk.last = out.final_state.data<float>();
@@ -156,7 +176,7 @@ void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::S
   const Prepared ready = prepared(ctx, f, true);
   Tensor d_o = d_out.o;
   if (!d_o) d_o = Tensor::zeros(ctx, saved.v.shape(), DType::bf16);
-  WalkParams walk = walk_params(f, ready, ready.k.raw(), ready.q.raw(), d_o.raw(), true);
+  WalkParams walk = walk_params(f, ready, walked(ready.k, p.k), walked(ready.q, p.q), d_o.raw(), true);
   const Tensor gradients = segment_states(ctx, f, walk, d_out.final_state);
   if (d_in.v || d_in.initial_state) {
     Tensor d_v = d_in.v;

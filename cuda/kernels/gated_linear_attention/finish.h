@@ -14,23 +14,8 @@ __device__ inline void mix(const FinishParams& params, const Piece& chunk, int64
   const Problem& p = params.problem;
   const int64_t stride = p.H * p.V, at = chunk.first * stride + h * p.V;
   const int count = static_cast<int>(chunk.count);
-  const auto begin = [&](int64_t column) {
-    if (column < p.V) {
-      const int turn = column / 64 % 2 * 2;
-      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn]), params.d_o + at + column, stride, count);
-      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn + 1]), static_cast<const device::bf16*>(p.v) + at + column, stride, count);
-    }
-    device::cp_async_commit();
-  };
   float sum[4][4] = {};
-  begin(0);
-  for (int64_t column = 0; column < p.V; column += 64) {
-    begin(column + 64);
-    device::cp_async_wait<1>();
-    __syncthreads();
-    add_row_products(tiles[column / 64 % 2 * 2], tiles[column / 64 % 2 * 2 + 1], place, sum);
-    __syncthreads();
-  }
+  add_products(params.d_o + at, static_cast<const device::bf16*>(p.v) + at, stride, p.V, count, tiles, place, sum);
   const auto put = [&](int t, int s, float x) {
     *reinterpret_cast<device::bf16*>(mixed + tile_byte(t, s / 8) + s % 8 * 2) = device::from_float<device::bf16>(x);
   };

@@ -50,6 +50,10 @@ __device__ inline void store_tile(const char* tile, device::bf16* to, int64_t st
     if (share.row(i) < count) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(tile + share.byte(i));
 }
 
+__device__ inline uint32_t scaled_word(uint32_t word, float2 factor) {
+  return device::pack_bf16(device::low_bf16(word) * factor.x, device::high_bf16(word) * factor.y);
+}
+
 /// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64]; `transposed`: s is the row.
 __device__ inline void put_pair(char* tile, int t, int s, float left, float right, bool transposed) {
   if (!transposed) {

@@ -12,7 +12,7 @@ namespace braid::gla_cuda {
 
 /// What the block keeps in shared memory, in bytes from its start. The rows are `tile` wide.
 struct WalkShared {
-  int across, columns, rows, pairs, out, partial, decay, size;
+  int across, columns, rows, pairs, out, partial, decay, factors, size;
 
   constexpr WalkShared(Walk mode, int C, int tile) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
     rows = columns + C * 128;
@@ -20,7 +20,8 @@ struct WalkShared {
     out = pairs + (mode == Walk::values ? 8192 : 0);
     partial = out + (mode == Walk::local ? 0 : tile * 128);
     decay = partial + (mode != Walk::local && C > 256 ? tile / 16 * 4096 : 0);
-    size = decay + (mode == Walk::keys ? tile : C) * 4;
+    factors = decay + (mode == Walk::keys ? tile : C) * 4;
+    size = factors + 512;
   }
 };
 
@@ -70,6 +71,10 @@ struct Walker {
     if constexpr (mode == Walk::values) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
     const float* decay = params.decay + (chunk * H + h) * K + (mode == Walk::keys ? first_row : 0);
     for (int i = threadIdx.x; i < (mode == Walk::keys ? kTile : C) / 4; i += threads) device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
+    if (params.row_factors && threadIdx.x < 32) {
+      const float* const factors = (threadIdx.x < 16 ? params.row_factors : params.out_factors) + (chunk * H + h) * 64;
+      device::cp_async16(base + shared.factors + 16 * threadIdx.x, factors + threadIdx.x % 16 * 4);
+    }
   }
 
   /// Step k's a operand of out = state · across.
@@ -107,6 +112,30 @@ struct Walker {
     for (int k = 0; k < 4; ++k) device::ldmatrix_x4_transposed(rows[k], at.at(k, row / 16));
   }
 
+  /// The factors of two neighbouring tokens, the first of them even.
+  __device__ float2 row_factors(int token) const { return *reinterpret_cast<const float2*>(memory + shared.factors + 4 * token); }
+  __device__ float2 out_factors(int token) const { return row_factors(64 + token); }
+
+  /// Multiplies the rows of the update with their factors, where they have such.
+  __device__ void decay_rows(uint32_t (&rows)[4][4]) const {
+    if (!params.row_factors) return;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rows[k][i] = scaled_word(rows[k][i], row_factors(16 * k + i / 2 * 8 + lane % 4 * 2));
+  }
+  /// The same of state · across.
+  __device__ void decay_out(Out& out) const {
+    if constexpr (mode == Walk::values) {
+      if (!params.out_factors) return;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 factors = out_factors(8 * j + lane % 4 * 2);
+        out[j][0] *= factors.x, out[j][1] *= factors.y, out[j][2] *= factors.x, out[j][3] *= factors.y;
+      }
+    }
+  }
+
   __device__ void decay(Accumulators& state) const {
     const float* const decay = reinterpret_cast<const float*>(memory + shared.decay);
 #pragma unroll
@@ -133,7 +162,11 @@ struct Walker {
     if constexpr (kParts == 2) {
       if (part == 1) return;
 #pragma unroll
-      for (int j = 0; j < 32; ++j) out[j / 4][j % 4] += partial()[32 * j];
+      for (int j = 0; j < 8; ++j) {
+        const float2 factors = mode == Walk::values && params.out_factors ? out_factors(8 * j + lane % 4 * 2) : float2{1, 1};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[j][i] += (i % 2 ? factors.y : factors.x) * partial()[32 * (4 * j + i)];
+      }
     }
     char* const to = memory + shared.out;
 #pragma unroll

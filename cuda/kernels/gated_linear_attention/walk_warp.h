@@ -49,10 +49,12 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   constexpr int blocks = Walker<mode, C, threads>::kColumns / 16;
   uint32_t rows[4][4];
   walker.load_rows(rows);
+  walker.decay_out(out);
   if constexpr (mode == Walk::values)
     if (walker.part == 0) add_pairs(walker, rows, out);
   if constexpr (mode != Walk::local) walker.stage_out(out);
   walker.decay(state);
+  walker.decay_rows(rows);
   const BlockAddress columns(device::shared_address(walker.memory + walker.shared.columns), true);
 #pragma unroll
   for (int j = 0; j < blocks; ++j)

@@ -32,6 +32,14 @@ __device__ inline void contract(const Walker<mode, C, threads>& walker, const ty
   device::settle(out);
 }
 
+/// Keeps the compiler from overwriting left operands before the wait for their products.
+__device__ inline void settle(uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k][i])::"memory");
+}
+
 /// Completes and stages `out`; state = decay state + rows columnsᵀ. The state decays while the pairs are added, `out` is staged while
 /// the state is updated.
 template <Walk mode, int C, int threads>
@@ -41,6 +49,7 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   uint32_t rows[4][4];
   walker.load_rows(rows);
   if constexpr (mode == Walk::values) {
+    walker.decay_out(out);
     device::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -52,6 +61,11 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
     device::wgmma_commit();
   }
   walker.decay(state);
+  if (walker.params.row_factors) {  // until the pairs' products end, the rows are their operands
+    device::wgmma_wait<0>();
+    settle(rows);
+    walker.decay_rows(rows);
+  }
   device::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
