@@ -26,7 +26,7 @@ int64_t segment_length(const Problem& p, const Sequences& seqs, int num_multipro
   const int64_t N = seqs.num_tokens();
   const int64_t filling = std::max(filling_length(N, p.H, p.V, p.K, num_multiprocessors), filling_length(N, p.H, p.K, p.V, num_multiprocessors));
   const int64_t length = std::max(kMinSegment, (filling + kMinSegment - 1) / kMinSegment * kMinSegment);
-  if (seqs.max_length() <= length + length / 4) return (N / kChunk + 1) * kChunk;
+  if (seqs.max_length() <= length + length / 2) return (N / kChunk + 1) * kChunk;
   int64_t filled = 0;
   for (int64_t s = 0; s < seqs.count(); ++s) filled += (seqs.length(s) + length - 1) / length * length;
   return filled <= N + N / 8 ? length : std::max(kMinSegment, length / 2);
