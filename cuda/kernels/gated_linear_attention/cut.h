@@ -49,8 +49,7 @@ inline dim3 grid_of(int64_t slots, int64_t H, int64_t tiles = 1) { return dim3(s
 struct Prepared {
   Tensor q;                   // [N, H, K] bf16: scale q exp(G); only of decays per channel
   Tensor k;                   // [N, H, K] bf16: k exp(G of the chunk's last token - G); only of decays per channel
-  Tensor pairs;               // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0;
-                              // for the walks in reverse as [s, t]
+  Tensor pairs;               // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0
   Tensor decay;               // [chunks, H, K] f32: the product of the chunk's decays
   Tensor from_start, to_end;  // [chunks, H, 64] f32: scale exp(G), exp(G of the chunk's last token - G); only of decays that channels share
 };
@@ -66,9 +65,9 @@ struct FastProblem {
 /// True when the tensor-core kernels are built for it: bf16, K and V of 64, 128, 256 or 512, sequences of more than 16 tokens.
 bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttention::Attrs& attrs);
 
-/// Returns what is saved: the states before each segment (the initial state when not `joined`).
-Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in, const GatedLinearAttention::Attrs& attrs,
-                    GatedLinearAttention::Outputs& out);
+/// Saves the states before each segment (the initial state when not `joined`) and, where channels share decays, what was prepared.
+GatedLinearAttention::Saved forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in,
+                                         const GatedLinearAttention::Attrs& attrs, GatedLinearAttention::Outputs& out);
 void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
                    const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in);
 
@@ -120,7 +119,6 @@ struct PrepareParams {
   float* decay;
   float* from_start;
   float* to_end;
-  bool transposed;  // pairs as [s, t]
 };
 void launch_prepare_channel(Context& ctx, const PrepareParams& params);
 void launch_prepare_head(Context& ctx, const PrepareParams& params);

@@ -41,7 +41,7 @@ FastProblem fast_problem(Context& ctx, const Problem& p, const Sequences& seqs) 
 Tensor key_rows(Context& ctx, const FastProblem& f) { return Tensor::empty(ctx, {f.num_tokens, f.problem.H, f.problem.K}, DType::bf16); }
 bf16* rows_of(const Tensor& tensor) { return static_cast<bf16*>(cuda::address(tensor)); }
 
-Prepared prepared(Context& ctx, const FastProblem& f, bool reverse) {
+Prepared prepared(Context& ctx, const FastProblem& f) {
   const Problem& p = f.problem;
   const int64_t slots = f.chunks.slots;
   Prepared result;
@@ -59,8 +59,7 @@ Prepared prepared(Context& ctx, const FastProblem& f, bool reverse) {
                              rows_of(result.pairs),
                              result.decay.data<float>(),
                              cuda::address_of<float>(result.from_start),
-                             cuda::address_of<float>(result.to_end),
-                             reverse};
+                             cuda::address_of<float>(result.to_end)};
   if (p.decay_key) launch_prepare_channel(ctx, params);
   else launch_prepare_head(ctx, params);
   return result;
@@ -157,23 +156,25 @@ bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttenti
   return q.dtype() == DType::bf16 && is_built(p.K) && is_built(p.V) && attrs.seqs.max_length() >= kMinTokens && aligned;
 }
 
-Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in, const GatedLinearAttention::Attrs& attrs,
-                    GatedLinearAttention::Outputs& out) {
+GatedLinearAttention::Saved forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in,
+                                         const GatedLinearAttention::Attrs& attrs, GatedLinearAttention::Outputs& out) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = prepared(ctx, f, false);
+  const Prepared ready = prepared(ctx, f);
   WalkParams walk = walk_params(f, ready, walked(ready.q, p.q), walked(ready.k, p.k), p.v, false);
   const Tensor states = segment_states(ctx, f, walk, in.initial_state);
   walk.states = cuda::address_of<float>(states);
   walk.last = out.final_state.data<float>();
   walk.out = rows_of(out.o);
   launch_walk_values(ctx, walk);
-  return states;
+  GatedLinearAttention::Saved saved{in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}, {}};
+  if (!p.decay_key) saved.pairs = ready.pairs, saved.decay = ready.decay, saved.from_start = ready.from_start, saved.to_end = ready.to_end;
+  return saved;
 }
 
 void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
                    const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = prepared(ctx, f, true);
+  const Prepared ready = p.decay_key ? prepared(ctx, f) : Prepared{{}, {}, saved.pairs, saved.decay, saved.from_start, saved.to_end};
   Tensor d_o = d_out.o;
   if (!d_o) d_o = Tensor::zeros(ctx, saved.v.shape(), DType::bf16);
   WalkParams walk = walk_params(f, ready, walked(ready.k, p.k), walked(ready.q, p.q), d_o.raw(), true);

@@ -156,11 +156,9 @@ struct PairSums {
   }
 
   /// Into a tile [64, 64] of zeros.
-  __device__ void store(const Band& band, char* tile, float scale, bool transposed) const {
+  __device__ void store(const Band& band, char* tile, float scale) const {
     const int row = band.lane / 4, column = band.lane % 4 * 2, b = band.index;
-    const auto put = [&](int t, int piece, float left, float right) {
-      put_pair(tile, t, 8 * piece + column, scale * left, scale * right, transposed);
-    };
+    const auto put = [&](int t, int piece, float left, float right) { put_pair(tile, t, 8 * piece + column, scale * left, scale * right); };
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float own[2];
@@ -279,7 +277,7 @@ __global__ void __launch_bounds__(kBandThreads, 4) prepare_channel(PrepareParams
       params.decay[slot * p.K + column + threadIdx.x] = decay;
     }
   }
-  pairs.store(band, shared.pairs, p.scale, params.transposed);
+  pairs.store(band, shared.pairs, p.scale);
   __syncthreads();
   store_tile<64, kBandThreads>(shared.pairs, params.pairs + slot * 4096, 64, 64);
 }

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams p
     const int t = place.row(i), s = place.column(j);
     const float left = s <= t ? p.scale * exp2_of(shared.sums[t] - shared.sums[s]) * pairs[j][2 * i] : 0.0f;
     const float right = s < t ? p.scale * exp2_of(shared.sums[t] - shared.sums[s + 1]) * pairs[j][2 * i + 1] : 0.0f;
-    put_pair(shared.tiles[0], t, s, left, right, params.transposed);
+    put_pair(shared.tiles[0], t, s, left, right);
   });
   __syncthreads();
   store_tile<64, kPlaceThreads>(shared.tiles[0], params.pairs + slot * 4096, 64, 64);

@@ -54,14 +54,9 @@ __device__ inline uint32_t scaled_word(uint32_t word, float2 factor) {
   return device::pack_bf16(device::low_bf16(word) * factor.x, device::high_bf16(word) * factor.y);
 }
 
-/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64]; `transposed`: s is the row.
-__device__ inline void put_pair(char* tile, int t, int s, float left, float right, bool transposed) {
-  if (!transposed) {
-    *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
-    return;
-  }
-  *reinterpret_cast<device::bf16*>(tile + tile_byte(s, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(left);
-  *reinterpret_cast<device::bf16*>(tile + tile_byte(s + 1, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(right);
+/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64].
+__device__ inline void put_pair(char* tile, int t, int s, float left, float right) {
+  *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
 }
 
 /// Addresses of the four 8×8 matrices that ldmatrix_x4 takes for a 16×16 block of a tile, one row of one matrix a lane. `by_rows`:

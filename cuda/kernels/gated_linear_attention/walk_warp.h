@@ -27,17 +27,19 @@ __device__ inline void contract(const Walker<mode, C, threads>& walker, const ty
   }
 }
 
-/// out += rows · pairs
+/// out += rows · pairsᵀ, in reverse out += rows · pairs
 template <int C, int threads>
 __device__ inline void add_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
-  const BlockAddress pairs(device::shared_address(walker.memory + walker.shared.pairs), false);
+  const bool reverse = walker.params.reverse;
+  const BlockAddress pairs(device::shared_address(walker.memory + walker.shared.pairs), reverse);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (walker.params.reverse ? k < j : k > j) continue;  // all zeros
+      if (reverse ? k < j : k > j) continue;  // all zeros
       uint32_t b[4];
-      device::ldmatrix_x4(b, pairs.at(j, k));
+      if (reverse) device::ldmatrix_x4_transposed(b, pairs.at(k, j));
+      else device::ldmatrix_x4(b, pairs.at(j, k));
       device::mma_bf16(out[2 * j], rows[k], {b[0], b[1]});
       device::mma_bf16(out[2 * j + 1], rows[k], {b[2], b[3]});
     }

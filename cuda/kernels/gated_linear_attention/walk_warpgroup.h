@@ -56,7 +56,8 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
       uint32_t own[4];  // of two parts, the first adds the pairs
 #pragma unroll
       for (int i = 0; i < 4; ++i) own[i] = walker.kParts == 2 && walker.part == 1 ? 0 : rows[k][i];
-      device::wgmma<false>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 32, 16), 1);
+      if (walker.params.reverse) device::wgmma<true>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 2048, kPanelBytes), 1);
+      else device::wgmma<false>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 32, 16), 1);
     }
     device::wgmma_commit();
   }
