@@ -52,6 +52,7 @@ struct Source {
   const bool live[2];
 
   __device__ void load(int64_t column, uint4 (*raw)[kBandThreads]) const {
+    const int lane = threadIdx.x % 4;
     if (column < p.K) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -61,8 +62,7 @@ struct Source {
         copy(2 + i, live[0] ? static_cast<const device::bf16*>(p.k) + at : p.k);
 #pragma unroll
         for (int j = 0; j < kPieces<T> / 2 - 2; ++j)
-          copy(4 + i + 2 * j,
-               live[0] ? static_cast<const T*>(p.log_decay) + at + (sizeof(T) == 4 ? 16 * j - 4 * (threadIdx.x % 4) : 0) : p.log_decay);
+          copy(4 + i + 2 * j, live[0] ? static_cast<const T*>(p.log_decay) + at + (sizeof(T) == 4 ? 16 * j - 4 * lane : 0) : p.log_decay);
       }
     }
     device::cp_async_commit();
@@ -75,7 +75,7 @@ __device__ inline void take_decays(const uint4 (*raw)[kBandThreads], int i, floa
   constexpr int count = kPieces<T> / 2 - 2;
 #pragma unroll
   for (int j = 0; j < count; ++j) {
-    const int piece = threadIdx.x % 4 * count + j;
+    const int piece = static_cast<int>(threadIdx.x) % 4 * count + j;
     uint32_t words[4];
     take_words(raw[4 + i + piece / 4 * 2][threadIdx.x / 4 * 4 + piece % 4], words);
 #pragma unroll

@@ -10,36 +10,47 @@
 
 namespace braid::gla_cuda {
 
-/// What the block keeps in shared memory, in bytes from its start. The rows are `tile` wide.
-struct WalkShared {
-  int across, columns, rows, pairs, out, partial, decay, factors, size;
+/// Chunks whose inputs lie in shared memory at once: two where the multiprocessor's blocks leave room for them.
+constexpr int walk_stages(int64_t C, int compute_capability) { return compute_capability >= 90 && (C == 64 || C == 256) ? 2 : 1; }
 
-  constexpr WalkShared(Walk mode, int C, int tile) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
+/// What the block keeps in shared memory, in bytes: of each stage from its start, the rest from the block's. The rows are `tile` wide.
+struct WalkShared {
+  int across, columns, rows, pairs, decay, factors, stage, out, partial, size;
+
+  constexpr WalkShared(Walk mode, int C, int tile, int stages) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
     rows = columns + C * 128;
     pairs = rows + tile * 128;
-    out = pairs + (mode == Walk::values ? 8192 : 0);
-    partial = out + (mode == Walk::local ? 0 : tile * 128);
-    decay = partial + (mode != Walk::local && C > 256 ? tile / 16 * 4096 : 0);
+    decay = pairs + (mode == Walk::values ? 8192 : 0);
     factors = decay + (mode == Walk::keys ? tile : C) * 4;
-    size = factors + 512;
+    stage = (factors + 512 + 1023) / 1024 * 1024;
+    out = stages * stage;
+    partial = out + (mode == Walk::local ? 0 : tile * 128);
+    size = partial + (mode != Walk::local && C > 256 ? tile / 16 * 4096 : 0);
   }
 };
 
 template <Walk mode, int C, int threads>
 struct Walker {
   static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts, kTile = threads / 32 / kParts * 16;
-  static constexpr WalkShared shared{mode, C, kTile};
+#if defined(__CUDA_ARCH__)
+  static constexpr int kStages = walk_stages(C, __CUDA_ARCH__ / 10);
+#else
+  static constexpr int kStages = 1;
+#endif
+  static constexpr WalkShared shared{mode, C, kTile, kStages};
   using Accumulators = float[kColumns / 8][4];
   using Out = float[8][4];  // [16 rows, 64 tokens]
 
   const WalkParams& params;
   char* const memory;
+  char* inputs;                   // the stage of the chunk at hand
   const int lane, part, row;      // row: the warp's first one in the block's tile
   const int64_t h, M, first_row;  // first_row: the block's in M
 
   __device__ Walker(const WalkParams& params, char* memory, const Block& block)
       : params(params),
         memory(memory),
+        inputs(memory),
         lane(threadIdx.x % 32),
         part(threadIdx.x / (2 * kTile)),
         row(threadIdx.x / 32 % (kTile / 16) * 16),
@@ -59,13 +70,16 @@ struct Walker {
       }
   }
 
-  __device__ void load_across(int64_t first, int count) const {
+  /// Of the i-th chunk on the way.
+  __device__ char* stage(int64_t i) const { return memory + (kStages == 2 ? i % 2 * shared.stage : 0); }
+
+  __device__ void load_across(char* to, int64_t first, int count) const {
     const int64_t H = params.problem.H;
-    load_tile<C, threads>(device::shared_address(memory + shared.across), params.across + (first * H + h) * C, H * C, count);
+    load_tile<C, threads>(device::shared_address(to + shared.across), params.across + (first * H + h) * C, H * C, count);
   }
-  __device__ void load_update(int64_t first, int count, int64_t chunk) const {
+  __device__ void load_update(char* to, int64_t first, int count, int64_t chunk) const {
     const int64_t H = params.problem.H, K = params.problem.K;
-    const uint32_t base = device::shared_address(memory);
+    const uint32_t base = device::shared_address(to);
     load_tile<C, threads>(base + shared.columns, params.columns + (first * H + h) * C, H * C, count);
     load_tile<kTile, threads>(base + shared.rows, params.rows + (first * H + h) * M + first_row, H * M, count);
     if constexpr (mode == Walk::values) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
@@ -107,13 +121,13 @@ struct Walker {
 
   /// The a operands of the update, 16 tokens each.
   __device__ void load_rows(uint32_t (&rows)[4][4]) const {
-    const BlockAddress at(device::shared_address(memory + shared.rows), false);
+    const BlockAddress at(device::shared_address(inputs + shared.rows), false);
 #pragma unroll
     for (int k = 0; k < 4; ++k) device::ldmatrix_x4_transposed(rows[k], at.at(k, row / 16));
   }
 
   /// The factors of two neighbouring tokens, the first of them even.
-  __device__ float2 row_factors(int token) const { return *reinterpret_cast<const float2*>(memory + shared.factors + 4 * token); }
+  __device__ float2 row_factors(int token) const { return *reinterpret_cast<const float2*>(inputs + shared.factors + 4 * token); }
   __device__ float2 out_factors(int token) const { return row_factors(64 + token); }
 
   /// Multiplies the rows of the update with their factors, where they have such.
@@ -137,7 +151,7 @@ struct Walker {
   }
 
   __device__ void decay(Accumulators& state) const {
-    const float* const decay = reinterpret_cast<const float*>(memory + shared.decay);
+    const float* const decay = reinterpret_cast<const float*>(inputs + shared.decay);
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
@@ -182,7 +196,7 @@ struct Walker {
   __device__ void store_spanning(const float (&spanning)[2], int64_t chunk) const {
     const int64_t H = params.problem.H;
     float* const to = params.spanning + ((part * params.num_chunk_slots + chunk) * H + h) * M + first_row + row;
-    const float* const decay = reinterpret_cast<const float*>(memory + shared.decay) + row;
+    const float* const decay = reinterpret_cast<const float*>(inputs + shared.decay) + row;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = spanning[i] + __shfl_xor_sync(0xffffffffu, spanning[i], 1);

@@ -12,7 +12,7 @@ template <Walk mode, int C, int threads>
 __device__ inline void contract(const Walker<mode, C, threads>& walker, const typename Walker<mode, C, threads>::Accumulators& state,
                                 float (&out)[8][4]) {
   constexpr int steps = Walker<mode, C, threads>::kColumns / 16;
-  const BlockAddress across(device::shared_address(walker.memory + walker.shared.across), false);
+  const BlockAddress across(device::shared_address(walker.inputs + walker.shared.across), false);
 #pragma unroll
   for (int k = 0; k < steps; ++k) {
     uint32_t a[4];
@@ -31,7 +31,7 @@ __device__ inline void contract(const Walker<mode, C, threads>& walker, const ty
 template <int C, int threads>
 __device__ inline void add_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
   const bool reverse = walker.params.reverse;
-  const BlockAddress pairs(device::shared_address(walker.memory + walker.shared.pairs), reverse);
+  const BlockAddress pairs(device::shared_address(walker.inputs + walker.shared.pairs), reverse);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
 #pragma unroll
@@ -57,7 +57,7 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   if constexpr (mode != Walk::local) walker.stage_out(out);
   walker.decay(state);
   walker.decay_rows(rows);
-  const BlockAddress columns(device::shared_address(walker.memory + walker.shared.columns), true);
+  const BlockAddress columns(device::shared_address(walker.inputs + walker.shared.columns), true);
 #pragma unroll
   for (int j = 0; j < blocks; ++j)
 #pragma unroll

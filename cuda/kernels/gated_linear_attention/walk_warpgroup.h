@@ -13,7 +13,7 @@ template <Walk mode, int C, int threads>
 __device__ inline void contract(const Walker<mode, C, threads>& walker, const typename Walker<mode, C, threads>::Accumulators& state,
                                 float (&out)[8][4]) {
   constexpr int steps = Walker<mode, C, threads>::kColumns / 16;
-  const uint32_t across = device::shared_address(walker.memory + walker.shared.across) + walker.part * (steps / 4) * kPanelBytes;
+  const uint32_t across = device::shared_address(walker.inputs + walker.shared.across) + walker.part * (steps / 4) * kPanelBytes;
   uint32_t a[2][2][4];
 #pragma unroll
   for (int group = 0; group < steps / 2; ++group) {
@@ -45,7 +45,7 @@ __device__ inline void settle(uint32_t (&a)[4][4]) {
 template <Walk mode, int C, int threads>
 __device__ inline void update(const Walker<mode, C, threads>& walker, typename Walker<mode, C, threads>::Accumulators& state, float (&out)[8][4]) {
   constexpr int columns = Walker<mode, C, threads>::kColumns, width = columns < 128 ? columns : 128;  // of one product
-  const uint32_t base = device::shared_address(walker.memory), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
+  const uint32_t base = device::shared_address(walker.inputs), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
   uint32_t rows[4][4];
   walker.load_rows(rows);
   if constexpr (mode == Walk::values) {
