@@ -47,11 +47,12 @@ inline dim3 grid_of(int64_t slots, int64_t H, int64_t tiles = 1) { return dim3(s
 
 /// What both passes compute from q, k and the decays of each chunk, with G the sum of the chunk's log decays up to and with a token:
 struct Prepared {
-  Tensor q;                   // [N, H, K] bf16: scale q exp(G); only of decays per channel
-  Tensor k;                   // [N, H, K] bf16: k exp(G of the chunk's last token - G); only of decays per channel
-  Tensor pairs;               // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0
-  Tensor decay;               // [chunks, H, K] f32: the product of the chunk's decays
-  Tensor from_start, to_end;  // [chunks, H, 64] f32: scale exp(G), exp(G of the chunk's last token - G); only of decays that channels share
+  Tensor q;        // [N, H, K] bf16: scale q exp(G); only of decays per channel
+  Tensor k;        // [N, H, K] bf16: k exp(G of the chunk's last token - G); only of decays per channel
+  Tensor pairs;    // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0
+  Tensor decay;    // [chunks, H, K] f32: the product of the chunk's decays
+  Tensor factors;  // [chunks, H, 4, 64] f32, only of decays that channels share: scale exp(G), exp(G of the chunk's last token - G), and both as
+                   // pairs of bf16 words of two tokens, their roundings and what those lack
 };
 
 /// The tensor-core path: problem, and the two cuts of its tokens.
@@ -80,14 +81,13 @@ struct WalkParams {
   const device::bf16* rows;
   const device::bf16* pairs;  // [chunks, H, 64, 64]
   const float* decay;         // [chunks, H, K]
-  const float* out_factors;   // [chunks, H, 64] each, or null: what tokens of state · across, and of `rows`, are still to be multiplied with
-  const float* row_factors;
-  const float* states;   // [segments, H, K, V] before each segment in walking order; null: zero
-  float* last;           // [S, H, K, V] after the sequence in walking order, or null; Walk::local: [segments, H, K, V]
-  device::bf16* out;     // [N, H, M]
-  float* segment_decay;  // Walk::local: [segments, H, K], the product of the segment's decays
-  uint4* kept;           // Walk::keys: all states before chunks, written forwards and read in reverse; null: neither
-  float* spanning;       // Walk::keys in reverse: [parts, chunks, H, K], decay Σ_v kept · state
+  const float* factors;       // as in Prepared, or null: what tokens of state · across, and of `rows`, are still to be multiplied with
+  const float* states;        // [segments, H, K, V] before each segment in walking order; null: zero
+  float* last;                // [S, H, K, V] after the sequence in walking order, or null; Walk::local: [segments, H, K, V]
+  device::bf16* out;          // [N, H, M]
+  float* segment_decay;       // Walk::local: [segments, H, K], the product of the segment's decays
+  uint4* kept;                // Walk::keys: all states before chunks, written forwards and read in reverse; null: neither
+  float* spanning;            // Walk::keys in reverse: [parts, chunks, H, K], decay Σ_v kept · state
   int64_t num_chunk_slots;
   bool reverse;
 };
@@ -117,8 +117,7 @@ struct PrepareParams {
   device::bf16* k;
   device::bf16* pairs;
   float* decay;
-  float* from_start;
-  float* to_end;
+  float* factors;
 };
 void launch_prepare_channel(Context& ctx, const PrepareParams& params);
 void launch_prepare_head(Context& ctx, const PrepareParams& params);

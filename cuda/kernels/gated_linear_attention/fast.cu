@@ -50,16 +50,10 @@ Prepared prepared(Context& ctx, const FastProblem& f) {
   if (p.decay_key) {
     result.q = key_rows(ctx, f), result.k = key_rows(ctx, f);
   } else {
-    result.from_start = Tensor::empty(ctx, {slots, p.H, kChunk}, DType::f32), result.to_end = Tensor::empty(ctx, {slots, p.H, kChunk}, DType::f32);
+    result.factors = Tensor::empty(ctx, {slots, p.H, 4, kChunk}, DType::f32);
   }
-  const PrepareParams params{p,
-                             f.chunks,
-                             rows_of(result.q),
-                             rows_of(result.k),
-                             rows_of(result.pairs),
-                             result.decay.data<float>(),
-                             cuda::address_of<float>(result.from_start),
-                             cuda::address_of<float>(result.to_end)};
+  const PrepareParams params{
+      p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), cuda::address_of<float>(result.factors)};
   if (p.decay_key) launch_prepare_channel(ctx, params);
   else launch_prepare_head(ctx, params);
   return result;
@@ -78,8 +72,7 @@ WalkParams walk_params(const FastProblem& f, const Prepared& prepared, const voi
   params.rows = static_cast<const bf16*>(rows);
   params.pairs = rows_of(prepared.pairs);
   params.decay = prepared.decay.data<float>();
-  params.out_factors = cuda::address_of<float>(reverse ? prepared.to_end : prepared.from_start);
-  params.row_factors = cuda::address_of<float>(reverse ? prepared.from_start : prepared.to_end);
+  params.factors = cuda::address_of<float>(prepared.factors);
   params.num_chunk_slots = f.chunks.slots;
   params.reverse = reverse;
   return params;
@@ -166,15 +159,15 @@ GatedLinearAttention::Saved forward_fast(Context& ctx, const Problem& p, const G
   walk.last = out.final_state.data<float>();
   walk.out = rows_of(out.o);
   launch_walk_values(ctx, walk);
-  GatedLinearAttention::Saved saved{in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}, {}};
-  if (!p.decay_key) saved.pairs = ready.pairs, saved.decay = ready.decay, saved.from_start = ready.from_start, saved.to_end = ready.to_end;
+  GatedLinearAttention::Saved saved{in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}};
+  if (!p.decay_key) saved.pairs = ready.pairs, saved.decay = ready.decay, saved.factors = ready.factors;
   return saved;
 }
 
 void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
                    const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = p.decay_key ? prepared(ctx, f) : Prepared{{}, {}, saved.pairs, saved.decay, saved.from_start, saved.to_end};
+  const Prepared ready = p.decay_key ? prepared(ctx, f) : Prepared{{}, {}, saved.pairs, saved.decay, saved.factors};
   Tensor d_o = d_out.o;
   if (!d_o) d_o = Tensor::zeros(ctx, saved.v.shape(), DType::bf16);
   WalkParams walk = walk_params(f, ready, walked(ready.k, p.k), walked(ready.q, p.q), d_o.raw(), true);

@@ -107,7 +107,7 @@ GatedLinearAttention::Saved GatedLinearAttention::forward_cuda(Context& ctx, con
   const Problem p = problem_of(ctx, in.q, in.k, in.v, in.log_decay, attrs);
   if (takes_fast_path(p, in.q, attrs)) return forward_fast(ctx, p, in, attrs, out);
   const Tensor states = in.q.dtype() == DType::f32 ? forward<float>(ctx, p, in, out) : forward<device::bf16>(ctx, p, in, out);
-  return {in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}, {}};
+  return {in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}};
 }
 
 }  // namespace braid

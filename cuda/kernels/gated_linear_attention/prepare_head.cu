@@ -10,6 +10,16 @@ struct PrepareHeadShared {
   float sums[64], totals[64];
 };
 
+/// A token's factor, and, of it and its neighbour's, the words of their roundings and of the rest: threads 0 … 63.
+__device__ inline void put_factor(float* to, float factor) {
+  const int t = threadIdx.x;
+  to[t] = factor;
+  const float other = __shfl_down_sync(0xffffffffu, factor, 1);
+  const uint32_t rounded = device::pack_bf16(factor, other);
+  const uint32_t rest = device::pack_bf16(factor - device::low_bf16(rounded), other - device::high_bf16(rounded));
+  if (t % 2 == 0) *reinterpret_cast<uint2*>(to + 128 + t) = {rounded, rest};
+}
+
 // Decays that a head's channels share: one product of all pairs, decayed afterwards.
 __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams params) {
   __shared__ __align__(128) PrepareHeadShared shared;
@@ -28,8 +38,8 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams p
   for (int64_t key = threadIdx.x; key < p.K; key += kPlaceThreads) params.decay[slot * p.K + key] = exp2_of(all);
   if (threadIdx.x < 64) {
     const float sum = shared.sums[threadIdx.x];
-    params.from_start[slot * 64 + threadIdx.x] = p.scale * exp2_of(sum);
-    params.to_end[slot * 64 + threadIdx.x] = exp2_of(all - sum);
+    put_factor(params.factors + slot * 256, p.scale * exp2_of(sum));
+    put_factor(params.factors + slot * 256 + 64, exp2_of(all - sum));
   }
   each([&](int i, int j) {
     const int t = place.row(i), s = place.column(j);

@@ -54,6 +54,13 @@ __device__ inline uint32_t scaled_word(uint32_t word, float2 factor) {
   return device::pack_bf16(device::low_bf16(word) * factor.x, device::high_bf16(word) * factor.y);
 }
 
+/// a b + c of two bf16 each, rounded once.
+__device__ inline uint32_t fma_words(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
 /// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64].
 __device__ inline void put_pair(char* tile, int t, int s, float left, float right) {
   *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);

@@ -85,8 +85,9 @@ struct Walker {
     if constexpr (mode == Walk::values) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
     const float* decay = params.decay + (chunk * H + h) * K + (mode == Walk::keys ? first_row : 0);
     for (int i = threadIdx.x; i < (mode == Walk::keys ? kTile : C) / 4; i += threads) device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
-    if (params.row_factors && threadIdx.x < 32) {
-      const float* const factors = (threadIdx.x < 16 ? params.row_factors : params.out_factors) + (chunk * H + h) * 64;
+    if (params.factors && threadIdx.x < 32) {
+      const int row_kind = params.reverse ? 2 : 3, out_kind = params.reverse ? 1 : 0;
+      const float* const factors = params.factors + (chunk * H + h) * 256 + 64 * (threadIdx.x < 16 ? row_kind : out_kind);
       device::cp_async16(base + shared.factors + 16 * threadIdx.x, factors + threadIdx.x % 16 * 4);
     }
   }
@@ -126,22 +127,28 @@ struct Walker {
     for (int k = 0; k < 4; ++k) device::ldmatrix_x4_transposed(rows[k], at.at(k, row / 16));
   }
 
-  /// The factors of two neighbouring tokens, the first of them even.
-  __device__ float2 row_factors(int token) const { return *reinterpret_cast<const float2*>(inputs + shared.factors + 4 * token); }
-  __device__ float2 out_factors(int token) const { return row_factors(64 + token); }
+  /// Of state · across, for two neighbouring tokens, the first of them even.
+  __device__ float2 out_factors(int token) const { return *reinterpret_cast<const float2*>(inputs + shared.factors + 256 + 4 * token); }
 
-  /// Multiplies the rows of the update with their factors, where they have such.
+  /// Multiplies the rows of the update with their factors, where they have such; each product is rounded once.
   __device__ void decay_rows(uint32_t (&rows)[4][4]) const {
-    if (!params.row_factors) return;
+    if (!params.factors) return;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) rows[k][i] = scaled_word(rows[k][i], row_factors(16 * k + i / 2 * 8 + lane % 4 * 2));
+      for (int half = 0; half < 2; ++half) {
+        const uint2 factors = *reinterpret_cast<const uint2*>(inputs + shared.factors + 4 * (16 * k + 8 * half + lane % 4 * 2));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          uint32_t& row = rows[k][2 * half + i];
+          row = fma_words(row, factors.x, fma_words(row, factors.y, 0x80008000u));
+        }
+      }
   }
   /// The same of state · across.
   __device__ void decay_out(Out& out) const {
     if constexpr (mode == Walk::values) {
-      if (!params.out_factors) return;
+      if (!params.factors) return;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float2 factors = out_factors(8 * j + lane % 4 * 2);
@@ -152,6 +159,14 @@ struct Walker {
 
   __device__ void decay(Accumulators& state) const {
     const float* const decay = reinterpret_cast<const float*>(inputs + shared.decay);
+    if (mode != Walk::keys && params.factors) {  // one for all channels
+      const float all = decay[0];
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) state[j][i] *= all;
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
@@ -177,7 +192,7 @@ struct Walker {
       if (part == 1) return;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float2 factors = mode == Walk::values && params.out_factors ? out_factors(8 * j + lane % 4 * 2) : float2{1, 1};
+        const float2 factors = mode == Walk::values && params.factors ? out_factors(8 * j + lane % 4 * 2) : float2{1, 1};
 #pragma unroll
         for (int i = 0; i < 4; ++i) out[j][i] += (i % 2 ? factors.y : factors.x) * partial()[32 * (4 * j + i)];
       }

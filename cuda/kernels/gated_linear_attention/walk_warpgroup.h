@@ -62,7 +62,7 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
     device::wgmma_commit();
   }
   walker.decay(state);
-  if (walker.params.row_factors) {  // until the pairs' products end, the rows are their operands
+  if (walker.params.factors) {  // until the pairs' products end, the rows are their operands
     device::wgmma_wait<0>();
     settle(rows);
     walker.decay_rows(rows);
