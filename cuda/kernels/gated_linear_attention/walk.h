@@ -4,39 +4,15 @@
 // float32, as accumulators of mma. Rounded to bf16 they are, as they lie, the a operand of out = state · across. The products
 // themselves are in walk_warp.h and walk_warpgroup.h.
 #pragma once
-#include "cuda/kernels/gated_linear_attention/cut.h"
 #include "cuda/kernels/gated_linear_attention/tiles.h"
+#include "cuda/kernels/gated_linear_attention/walk_shared.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::gla_cuda {
 
-/// Chunks whose inputs lie in shared memory at once: two where the multiprocessor's blocks leave room for them.
-constexpr int walk_stages(int64_t C, int compute_capability) { return compute_capability >= 90 && (C == 64 || C == 256) ? 2 : 1; }
-
-/// What the block keeps in shared memory, in bytes: of each stage from its start, the rest from the block's. The rows are `tile` wide.
-struct WalkShared {
-  int across, columns, rows, pairs, decay, factors, stage, out, partial, size;
-
-  constexpr WalkShared(Walk mode, int C, int tile, int stages) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
-    rows = columns + C * 128;
-    pairs = rows + tile * 128;
-    decay = pairs + (mode == Walk::values ? 8192 : 0);
-    factors = decay + (mode == Walk::keys ? tile : C) * 4;
-    stage = (factors + 512 + 1023) / 1024 * 1024;
-    out = stages * stage;
-    partial = out + (mode == Walk::local ? 0 : tile * 128);
-    size = partial + (mode != Walk::local && C > 256 ? tile / 16 * 4096 : 0);
-  }
-};
-
 template <Walk mode, int C, int threads>
 struct Walker {
-  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts, kTile = threads / 32 / kParts * 16;
-#if defined(__CUDA_ARCH__)
-  static constexpr int kStages = walk_stages(C, __CUDA_ARCH__ / 10);
-#else
-  static constexpr int kStages = 1;
-#endif
+  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts, kTile = threads / 32 / kParts * 16, kStages = kDeviceStages<C>;
   static constexpr WalkShared shared{mode, C, kTile, kStages};
   using Accumulators = float[kColumns / 8][4];
   using Out = float[8][4];  // [16 rows, 64 tokens]
