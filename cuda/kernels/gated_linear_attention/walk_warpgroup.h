@@ -40,6 +40,21 @@ __device__ inline void settle(uint32_t (&a)[4][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k][i])::"memory");
 }
 
+/// Begins out += rows · pairsᵀ, in reverse out += rows · pairs.
+template <bool reverse, int C, int threads>
+__device__ inline void begin_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
+  const uint32_t pairs = device::shared_address(walker.inputs) + walker.shared.pairs;
+  device::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t own[4];  // of two parts, the first adds the pairs
+#pragma unroll
+    for (int i = 0; i < 4; ++i) own[i] = walker.kParts == 2 && walker.part == 1 ? 0 : rows[k][i];
+    device::wgmma<reverse>(out, own, device::wgmma_operand(pairs + (reverse ? 2048 : 32) * k, reverse ? kPanelBytes : 16), 1);
+  }
+  device::wgmma_commit();
+}
+
 /// Completes and stages `out`; state = decay state + rows columnsᵀ. The state decays while the pairs are added, `out` is staged while
 /// the state is updated.
 template <Walk mode, int C, int threads>
@@ -50,16 +65,8 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   walker.load_rows(rows);
   if constexpr (mode == Walk::values) {
     walker.decay_out(out);
-    device::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      uint32_t own[4];  // of two parts, the first adds the pairs
-#pragma unroll
-      for (int i = 0; i < 4; ++i) own[i] = walker.kParts == 2 && walker.part == 1 ? 0 : rows[k][i];
-      if (walker.params.reverse) device::wgmma<true>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 2048, kPanelBytes), 1);
-      else device::wgmma<false>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 32, 16), 1);
-    }
-    device::wgmma_commit();
+    if (walker.params.reverse) begin_pairs<true>(walker, rows, out);
+    else begin_pairs<false>(walker, rows, out);
   }
   walker.decay(state);
   if (walker.params.factors) {  // until the pairs' products end, the rows are their operands
