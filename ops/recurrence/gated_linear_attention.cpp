@@ -66,7 +66,7 @@ GatedLinearAttention::Saved GatedLinearAttention::forward_cpu(Context& ctx, cons
   const Sequences& seqs = attrs.seqs;
   const bool chunked = chosen_form(attrs.form, seqs.max_length()) == Form::chunked;
   const std::vector<int64_t> first_state = first_states(seqs);
-  Saved saved{in.q, in.k, in.v, in.log_decay, in.initial_state, {}};
+  Saved saved{in.q, in.k, in.v, in.log_decay, in.initial_state, {}, {}, {}, {}};
   const int64_t num_states = chunked ? first_state.back() : seqs.num_tokens();
   if (ctx.tape) saved.states = Tensor::empty(ctx, {num_states, sizes.H, sizes.K, sizes.V}, accumulator(in.q.dtype()));
   dispatch_real(name, in.q.dtype(), [&]<class T>() {

@@ -1,6 +1,7 @@
 #include "ops/recurrence/gated_linear_attention.h"
 
 #include <cmath>
+#include <limits>
 
 #include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
@@ -43,6 +44,13 @@ void add_tensor_core_cases(std::vector<OpCase<Op>>& cases) {
   for (const auto& [decay, kind] : kinds) {
     cases.push_back(make_case(kind + "_segments", decay, packed, {2, 64, 128}, -0.1, 0));
     if (decay != Decay::absent) cases.push_back(make_case(kind + "_segments_strong", decay, packed, {3, 64, 64}, -30, -30));
+    if (decay == Decay::absent || decay == Decay::constant) continue;
+    cases.push_back(make_case(kind + "_segments_forgotten", decay, packed, {2, 64, 64}, -0.1, 0));
+    cases.back().inputs = [inputs = cases.back().inputs](Context& ctx, Random& random) {
+      Op::Inputs in = inputs(ctx, random);
+      for (int64_t i = 0; i < in.log_decay.numel(); i += 7) in.log_decay.data<double>()[i] = -std::numeric_limits<double>::infinity();
+      return in;
+    };
   }
   cases.push_back(make_case("channel_segments_weak_and_strong", Decay::channel, packed, {1, 128, 64}, -30, 0, false));
   cases.push_back(make_case("channel_many_values", Decay::channel, {20, 300}, {1, 64, 512}, -0.2, 0));

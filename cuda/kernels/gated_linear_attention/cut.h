@@ -47,11 +47,12 @@ inline dim3 grid_of(int64_t slots, int64_t H, int64_t tiles = 1) { return dim3(s
 
 /// What both passes compute from q, k and the decays of each chunk, with G the sum of the chunk's log decays up to and with a token:
 struct Prepared {
-  Tensor q;      // [N, H, K] bf16: scale q exp(G)
-  Tensor k;      // [N, H, K] bf16: k exp(G of the chunk's last token - G)
-  Tensor pairs;  // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0;
-                 // for the walks in reverse as [s, t]
-  Tensor decay;  // [chunks, H, K] f32: the product of the chunk's decays
+  Tensor q;        // [N, H, K] bf16: scale q exp(G); only of decays per channel
+  Tensor k;        // [N, H, K] bf16: k exp(G of the chunk's last token - G); only of decays per channel
+  Tensor pairs;    // [chunks, H, 64, 64] bf16: scale Σ_k q_t k_s exp(G_t - G_s) for s ≤ t, else 0
+  Tensor decay;    // [chunks, H, K] f32: the product of the chunk's decays
+  Tensor factors;  // [chunks, H, 4, 64] f32, only of decays that channels share: scale exp(G), exp(G of the chunk's last token - G), and both as
+                   // pairs of bf16 words of two tokens, their roundings and what those lack
 };
 
 /// The tensor-core path: problem, and the two cuts of its tokens.
@@ -65,9 +66,9 @@ struct FastProblem {
 /// True when the tensor-core kernels are built for it: bf16, K and V of 64, 128, 256 or 512, sequences of more than 16 tokens.
 bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttention::Attrs& attrs);
 
-/// Returns what is saved: the states before each segment (the initial state when not `joined`).
-Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in, const GatedLinearAttention::Attrs& attrs,
-                    GatedLinearAttention::Outputs& out);
+/// Saves the states before each segment (the initial state when not `joined`) and, where channels share decays, what was prepared.
+GatedLinearAttention::Saved forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in,
+                                         const GatedLinearAttention::Attrs& attrs, GatedLinearAttention::Outputs& out);
 void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
                    const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in);
 
@@ -80,6 +81,7 @@ struct WalkParams {
   const device::bf16* rows;
   const device::bf16* pairs;  // [chunks, H, 64, 64]
   const float* decay;         // [chunks, H, K]
+  const float* factors;       // as in Prepared, or null: what tokens of state · across, and of `rows`, are still to be multiplied with
   const float* states;        // [segments, H, K, V] before each segment in walking order; null: zero
   float* last;                // [S, H, K, V] after the sequence in walking order, or null; Walk::local: [segments, H, K, V]
   device::bf16* out;          // [N, H, M]
@@ -115,7 +117,7 @@ struct PrepareParams {
   device::bf16* k;
   device::bf16* pairs;
   float* decay;
-  bool transposed;  // pairs as [s, t]
+  float* factors;
 };
 void launch_prepare_channel(Context& ctx, const PrepareParams& params);
 void launch_prepare_head(Context& ctx, const PrepareParams& params);

@@ -26,7 +26,7 @@ int64_t segment_length(const Problem& p, const Sequences& seqs, int num_multipro
   const int64_t N = seqs.num_tokens();
   const int64_t filling = std::max(filling_length(N, p.H, p.V, p.K, num_multiprocessors), filling_length(N, p.H, p.K, p.V, num_multiprocessors));
   const int64_t length = std::max(kMinSegment, (filling + kMinSegment - 1) / kMinSegment * kMinSegment);
-  if (seqs.max_length() <= length + length / 4) return (N / kChunk + 1) * kChunk;
+  if (seqs.max_length() <= length + length / 2) return (N / kChunk + 1) * kChunk;
   int64_t filled = 0;
   for (int64_t s = 0; s < seqs.count(); ++s) filled += (seqs.length(s) + length - 1) / length * length;
   return filled <= N + N / 8 ? length : std::max(kMinSegment, length / 2);
@@ -41,15 +41,26 @@ FastProblem fast_problem(Context& ctx, const Problem& p, const Sequences& seqs) 
 Tensor key_rows(Context& ctx, const FastProblem& f) { return Tensor::empty(ctx, {f.num_tokens, f.problem.H, f.problem.K}, DType::bf16); }
 bf16* rows_of(const Tensor& tensor) { return static_cast<bf16*>(cuda::address(tensor)); }
 
-Prepared prepared(Context& ctx, const FastProblem& f, bool reverse) {
+Prepared prepared(Context& ctx, const FastProblem& f) {
   const Problem& p = f.problem;
-  Prepared result{key_rows(ctx, f), key_rows(ctx, f), Tensor::empty(ctx, {f.chunks.slots, p.H, kChunk, kChunk}, DType::bf16),
-                  Tensor::empty(ctx, {f.chunks.slots, p.H, p.K}, DType::f32)};
-  const PrepareParams params{p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), reverse};
+  const int64_t slots = f.chunks.slots;
+  Prepared result;
+  result.pairs = Tensor::empty(ctx, {slots, p.H, kChunk, kChunk}, DType::bf16);
+  result.decay = Tensor::empty(ctx, {slots, p.H, p.K}, DType::f32);
+  if (p.decay_key) {
+    result.q = key_rows(ctx, f), result.k = key_rows(ctx, f);
+  } else {
+    result.factors = Tensor::empty(ctx, {slots, p.H, 4, kChunk}, DType::f32);
+  }
+  const PrepareParams params{
+      p, f.chunks, rows_of(result.q), rows_of(result.k), rows_of(result.pairs), result.decay.data<float>(), cuda::address_of<float>(result.factors)};
   if (p.decay_key) launch_prepare_channel(ctx, params);
   else launch_prepare_head(ctx, params);
   return result;
 }
+
+/// q or k as the walks take them: decayed, or the input, which they decay by token.
+const void* walked(const Tensor& prepared, const void* input) { return prepared ? prepared.raw() : input; }
 
 /// The operands of a walk: what the state is multiplied with, and the two factors of its update.
 WalkParams walk_params(const FastProblem& f, const Prepared& prepared, const void* across, const void* columns, const void* rows, bool reverse) {
@@ -61,6 +72,7 @@ WalkParams walk_params(const FastProblem& f, const Prepared& prepared, const voi
   params.rows = static_cast<const bf16*>(rows);
   params.pairs = rows_of(prepared.pairs);
   params.decay = prepared.decay.data<float>();
+  params.factors = cuda::address_of<float>(prepared.factors);
   params.num_chunk_slots = f.chunks.slots;
   params.reverse = reverse;
   return params;
@@ -94,12 +106,12 @@ KeyWalks walk_keys(Context& ctx, const FastProblem& f, const Prepared& prepared,
     kept = Tensor::empty(ctx, {num_kept(f) * 4}, DType::f32);
     result.spanning = Tensor::empty(ctx, {parts, f.chunks.slots, p.H, p.K}, DType::f32);
   }
-  WalkParams forwards = walk_params(f, prepared, d_o, p.v, prepared.k.raw(), false);
+  WalkParams forwards = walk_params(f, prepared, d_o, p.v, walked(prepared.k, p.k), false);
   forwards.states = cuda::address_of<float>(states);
   forwards.kept = static_cast<uint4*>(cuda::address(kept));
   forwards.out = rows_of(result.across_q);
   launch_walk_keys(ctx, forwards);
-  WalkParams backwards = walk_params(f, prepared, p.v, d_o, prepared.q.raw(), true);
+  WalkParams backwards = walk_params(f, prepared, p.v, d_o, walked(prepared.q, p.q), true);
   backwards.states = cuda::address_of<float>(gradients);
   backwards.kept = forwards.kept;
   backwards.spanning = cuda::address_of<float>(result.spanning);
@@ -137,26 +149,28 @@ bool takes_fast_path(const Problem& p, const Tensor& q, const GatedLinearAttenti
   return q.dtype() == DType::bf16 && is_built(p.K) && is_built(p.V) && attrs.seqs.max_length() >= kMinTokens && aligned;
 }
 
-Tensor forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in, const GatedLinearAttention::Attrs& attrs,
-                    GatedLinearAttention::Outputs& out) {
+GatedLinearAttention::Saved forward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Inputs& in,
+                                         const GatedLinearAttention::Attrs& attrs, GatedLinearAttention::Outputs& out) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = prepared(ctx, f, false);
-  WalkParams walk = walk_params(f, ready, ready.q.raw(), ready.k.raw(), p.v, false);
+  const Prepared ready = prepared(ctx, f);
+  WalkParams walk = walk_params(f, ready, walked(ready.q, p.q), walked(ready.k, p.k), p.v, false);
   const Tensor states = segment_states(ctx, f, walk, in.initial_state);
   walk.states = cuda::address_of<float>(states);
   walk.last = out.final_state.data<float>();
   walk.out = rows_of(out.o);
   launch_walk_values(ctx, walk);
-  return states;
+  GatedLinearAttention::Saved saved{in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}};
+  if (!p.decay_key) saved.pairs = ready.pairs, saved.decay = ready.decay, saved.factors = ready.factors;
+  return saved;
 }
 
 void backward_fast(Context& ctx, const Problem& p, const GatedLinearAttention::Saved& saved, const GatedLinearAttention::Attrs& attrs,
                    const GatedLinearAttention::Outputs& d_out, GatedLinearAttention::Inputs& d_in) {
   const FastProblem f = fast_problem(ctx, p, attrs.seqs);
-  const Prepared ready = prepared(ctx, f, true);
+  const Prepared ready = p.decay_key ? prepared(ctx, f) : Prepared{{}, {}, saved.pairs, saved.decay, saved.factors};
   Tensor d_o = d_out.o;
   if (!d_o) d_o = Tensor::zeros(ctx, saved.v.shape(), DType::bf16);
-  WalkParams walk = walk_params(f, ready, ready.k.raw(), ready.q.raw(), d_o.raw(), true);
+  WalkParams walk = walk_params(f, ready, walked(ready.k, p.k), walked(ready.q, p.q), d_o.raw(), true);
   const Tensor gradients = segment_states(ctx, f, walk, d_out.final_state);
   if (d_in.v || d_in.initial_state) {
     Tensor d_v = d_in.v;

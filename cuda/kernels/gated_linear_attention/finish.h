@@ -14,36 +14,31 @@ __device__ inline void mix(const FinishParams& params, const Piece& chunk, int64
   const Problem& p = params.problem;
   const int64_t stride = p.H * p.V, at = chunk.first * stride + h * p.V;
   const int count = static_cast<int>(chunk.count);
-  const auto begin = [&](int64_t column) {
-    if (column < p.V) {
-      const int turn = column / 64 % 2 * 2;
-      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn]), params.d_o + at + column, stride, count);
-      load_tile<64, kPlaceThreads>(device::shared_address(tiles[turn + 1]), static_cast<const device::bf16*>(p.v) + at + column, stride, count);
-    }
-    device::cp_async_commit();
-  };
   float sum[4][4] = {};
-  begin(0);
-  for (int64_t column = 0; column < p.V; column += 64) {
-    begin(column + 64);
-    device::cp_async_wait<1>();
-    __syncthreads();
-    add_row_products(tiles[column / 64 % 2 * 2], tiles[column / 64 % 2 * 2 + 1], place, sum);
-    __syncthreads();
-  }
-  const auto put = [&](int t, int s, float x) {
-    *reinterpret_cast<device::bf16*>(mixed + tile_byte(t, s / 8) + s % 8 * 2) = device::from_float<device::bf16>(x);
+  add_products(params.d_o + at, static_cast<const device::bf16*>(p.v) + at, stride, p.V, count, tiles, place, sum);
+  const auto word_of = [&](int row, int piece) -> uint32_t& {
+    return *reinterpret_cast<uint32_t*>(mixed + tile_byte(8 * row + place.lane / 4, piece) + place.lane % 4 * 4);
   };
 #pragma unroll
-  for (int j = 0; j < 4; ++j)
+  for (int i = 0; i < 2; ++i)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int t = place.row(i / 2), s = place.column(j) + i % 2;
-      float x = p.scale * sum[j][i];
-      if (s == t) put(t, t, 0), diagonal[t] = x;
-      if (s >= t) continue;
-      x *= decay(t, s);
-      put(t, s, x), put(s, t, x);
+    for (int j = 0; j < 4; ++j) {
+      const int row = 2 * place.band + i, column = 4 * place.half + j, t = place.row(i), s = place.column(j);  // a block of 8×8: the warp's
+      if (column > row) continue;
+      float x[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        x[e] = p.scale * sum[j][2 * i + e];
+        if (s + e == t) diagonal[t] = x[e];
+        x[e] = s + e < t ? x[e] * decay(t, s + e) : 0.0f;
+      }
+      const uint32_t below = device::pack_bf16(x[0], x[1]), above = device::transposed_8x8(below);
+      if (column == row) {
+        word_of(row, row) = below | above;
+      } else {
+        word_of(row, column) = below;
+        word_of(column, row) = above;
+      }
     }
 }
 

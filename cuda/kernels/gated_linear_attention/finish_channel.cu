@@ -15,9 +15,14 @@ namespace {
 constexpr int kBands = 4, kHalves = 2;
 constexpr int kBlock = 16;  // channels at once
 
+constexpr int kDecayStride = 68;  // of float32 decays: those that a warp takes at once lie in different banks
+
+template <class T>
 struct FinishShared {
-  char mixed[8192];        // M
-  char tiles[2][5][8192];  // by turns, of 64 channels: q, k, across_q, across_k, log decays; before: slices of d_o and v
+  static constexpr bool kFloatDecay = sizeof(T) == 4;
+  char mixed[8192];                                  // M
+  char tiles[2][kFloatDecay ? 4 : 5][8192];          // by turns, of 64 channels: q, k, across_q, across_k, log decays; before: slices of d_o and v
+  float decays[kFloatDecay ? 64 : 1][kDecayStride];  // of 64 channels
   uint4 keys[kBands][kHalves][32], queries[kBands][kHalves][32];  // decayed to the end and from the start of their band
   float totals[kBands][kHalves][kBlock];                          // decays of whole bands
   float from[kBands][kHalves][kBlock], up_to[kBands][kHalves][kBlock];
@@ -149,8 +154,9 @@ struct Spot {
 };
 
 /// Adds the pairs with tokens of other bands and what the walks found; up_to: what d_log_decay sums up to a token.
-__device__ inline void add_bands(const FinishShared& shared, const Spot& spot, const Operand& q_scaled, const Operand& k_scaled,
-                                 const Operand& across_q, const Operand& across_k, float scale, Gathered& gathered, Values& up_to) {
+template <class Shared>
+__device__ inline void add_bands(const Shared& shared, const Spot& spot, const Operand& q_scaled, const Operand& k_scaled, const Operand& across_q,
+                                 const Operand& across_k, float scale, Gathered& gathered, Values& up_to) {
   const BlockAddress mixed(device::shared_address(shared.mixed), false);
   Sums to_q, to_k = {};
   float to_end[2] = {1, 1};
@@ -183,39 +189,37 @@ __device__ inline void add_bands(const FinishShared& shared, const Spot& spot, c
   });
 }
 
-/// Sums over a band's tokens: of `from` from each on, of `up_to` before each; returns those of all in lanes of one channel.
-__device__ inline void scan_band(Values& from, Values& up_to, float (&from_all)[2], float (&up_to_all)[2]) {
+/// Turns `from` into its sum over a band's tokens from each on, plus that of `up_to` over those before it; returns the sums over all.
+__device__ inline void scan_band(Values& from, const Values& up_to, float (&from_all)[2], float (&up_to_all)[2]) {
   const int lane = threadIdx.x % 4;
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
-    float from_sum[2], up_to_sum[2];
+    float right[2], left[2];
 #pragma unroll
     for (int v = 0; v < 2; ++v) {
-      float later = 0, earlier = 0, right = from[u][v][0] + from[u][v][1], left = up_to[u][v][0] + up_to[u][v][1];
+      float others = 0;
+      const float own = from[u][v][0] + from[u][v][1];
+      right[v] = own, left[v] = up_to[u][v][0] + up_to[u][v][1];
 #pragma unroll
       for (int i = 1; i < 4; i *= 2) {
-        const float other_right = __shfl_xor_sync(0xffffffffu, right, i), other_left = __shfl_xor_sync(0xffffffffu, left, i);
-        if (lane & i) earlier += other_left;
-        else later += other_right;
-        right += other_right, left += other_left;
+        const float other_right = __shfl_xor_sync(0xffffffffu, right[v], i), other_left = __shfl_xor_sync(0xffffffffu, left[v], i);
+        others += lane & i ? other_left : other_right;
+        right[v] += other_right, left[v] += other_left;
       }
-      from[u][v][1] += later, from[u][v][0] += from[u][v][1];
-      up_to[u][v][1] = earlier + up_to[u][v][0], up_to[u][v][0] = earlier;
-      from_sum[v] = right, up_to_sum[v] = left;
+      from[u][v][0] = others + own, from[u][v][1] += others + up_to[u][v][0];
     }
 #pragma unroll
-    for (int e = 0; e < 2; ++e) from[u][0][e] += from_sum[1], up_to[u][1][e] += up_to_sum[0];
-    from_all[u] = from_sum[0] + from_sum[1], up_to_all[u] = up_to_sum[0] + up_to_sum[1];
+    for (int e = 0; e < 2; ++e) from[u][0][e] += right[1], from[u][1][e] += left[0];
+    from_all[u] = right[0] + right[1], up_to_all[u] = left[0] + left[1];
   }
 }
 
-/// Puts a warp's 16 channels of a band into a tile.
-__device__ inline void put_block(char* tile, const Spot& spot, int piece, const Values& x) {
+/// Puts a warp's 16 channels of a band into a tile; `at`: the byte of the lane's first word.
+__device__ inline void put_block(char* tile, int at, const Values& x) {
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const uint32_t word = device::transposed_8x8(device::pack_bf16(x[w % 2][w / 2][0], x[w % 2][w / 2][1]));
-    *reinterpret_cast<uint32_t*>(tile + tile_byte(16 * spot.band + 8 * (w / 2) + spot.row, piece + w % 2) + spot.lane % 4 * 4) = word;
-  }
+  for (int w = 0; w < 4; ++w)
+    *reinterpret_cast<uint32_t*>(tile + (at ^ (w % 2 << 4)) + w / 2 * 1024) =
+        device::transposed_8x8(device::pack_bf16(x[w % 2][w / 2][0], x[w % 2][w / 2][1]));
 }
 /// Writes a warp's 32 channels of a band.
 __device__ inline void store_band(const char* tile, const Spot& spot, device::bf16* to, int64_t stride, int count) {
@@ -231,14 +235,15 @@ __device__ inline void store_band(const char* tile, const Spot& spot, device::bf
 template <class T>
 struct Finish {
   static constexpr bool kFloatDecay = sizeof(T) == 4;
+  using Shared = FinishShared<T>;
   const FinishParams& params;
-  FinishShared& shared;
+  Shared& shared;
   const Piece& chunk;
   const int64_t h, stride, first;  // first: of the chunk's rows [H, K]
   const int count;
   const Spot spot;
 
-  __device__ Finish(const FinishParams& params, FinishShared& shared, const Piece& chunk, int64_t h)
+  __device__ Finish(const FinishParams& params, Shared& shared, const Piece& chunk, int64_t h)
       : params(params),
         shared(shared),
         chunk(chunk),
@@ -263,54 +268,61 @@ struct Finish {
     }
     device::cp_async_commit();
   }
-
-  __device__ void load_decays(char (*tiles)[8192], int64_t column, int block, Values& decay) const {
-    if constexpr (kFloatDecay) {
-      const float* const from = static_cast<const float*>(params.problem.log_decay) + first + column + spot.row;
-      each_value([&](int u, int v, int e) {
-        const int t = spot.token(v) + e;
-        decay[u][v][e] = t < count ? from[t * stride + 8 * u] : 0.0f;
-      });
-    } else {
-      Operand words;
-      device::ldmatrix_x4_transposed(words, BlockAddress(device::shared_address(tiles[4]), false).at(spot.band, block));
-      each_value([&](int u, int v, int e) { decay[u][v][e] = value_of(words, u, v, e); });
+  /// The same of float32 decays, for which there is one place.
+  __device__ void load_float_decays(int64_t column) const {
+    const int row = threadIdx.x / 16, piece = threadIdx.x % 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool live = row + 16 * i < count;
+      const int64_t at = first + column + 4 * piece + (live ? row + 16 * i : 0) * stride;
+      device::cp_async16(device::shared_address(&shared.decays[row + 16 * i][4 * piece]), static_cast<const float*>(params.problem.log_decay) + at,
+                         live);
     }
-    each_value([&](int u, int v, int e) { decay[u][v][e] = exp_of(decay[u][v][e]); });
+    device::cp_async_commit();
   }
 
-  /// d_log_decay of 16 channels.
-  __device__ void put_decays(char (*tiles)[8192], int64_t column, int block, Values& from, const Values& up_to, const float (&spanning)[2]) const {
+  __device__ void take_decays(uint32_t tile, int block, Values& decay) const {
+    if constexpr (kFloatDecay) {
+      each_value([&](int u, int v, int e) { decay[u][v][e] = exp_of(shared.decays[spot.token(v) + e][kBlock * block + spot.row + 8 * u]); });
+    } else {
+      Operand words;
+      device::ldmatrix_x4_transposed(words, tile);
+      each_value([&](int u, int v, int e) { decay[u][v][e] = exp_of(value_of(words, u, v, e)); });
+    }
+  }
+
+  /// d_log_decay of 16 channels, from `sums` over the band's tokens.
+  __device__ void put_decays(char (*tiles)[8192], int64_t column, int at, Values& sums, const float (&spanning)[2]) const {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      float sum = spanning[u];
       const int c = spot.row + 8 * u;
+      float others = spanning[u];
 #pragma unroll
-      for (int b = 0; b < kBands; ++b) sum += b < spot.band ? shared.up_to[b][spot.half][c] : b > spot.band ? shared.from[b][spot.half][c] : 0.0f;
+      for (int b = 0; b < kBands - 1; ++b) others += b < spot.band ? shared.up_to[b][spot.half][c] : shared.from[b + 1][spot.half][c];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) from[u][i / 2][i % 2] += sum + up_to[u][i / 2][i % 2];
+      for (int i = 0; i < 4; ++i) sums[u][i / 2][i % 2] += others;
     }
     if constexpr (kFloatDecay) {
       float* const to = static_cast<float*>(params.d_decay) + first + column + spot.row;
       each_value([&](int u, int v, int e) {
         const int t = spot.token(v) + e;
-        if (t < count) to[t * stride + 8 * u] = from[u][v][e];
+        if (t < count) to[t * stride + 8 * u] = sums[u][v][e];
       });
     } else {
-      put_block(tiles[4], spot, 2 * block, from);
+      put_block(tiles[4], at, sums);
     }
   }
 
   /// 16 channels, of block `block` in the slice that begins at `slice`.
   __device__ void add_block(char (*tiles)[8192], int64_t slice, int block, const OwnPairs& pairs, const float (&diagonal)[2][2]) const {
     const int64_t column = slice + kBlock * block;
-    const auto operand_at = [&](int tile, Operand& to) {
-      device::ldmatrix_x4_transposed(to, BlockAddress(device::shared_address(tiles[tile]), false).at(spot.band, block));
-    };
+    const uint32_t operands = BlockAddress(device::shared_address(tiles[0]), false).at(spot.band, block);
+    const int own = tile_byte(16 * spot.band + spot.row, 2 * block) + spot.lane % 4 * 4;
     Values decay, up_to;
     Gathered gathered;
-    load_decays(tiles, column, block, decay);
-    operand_at(0, gathered.q), operand_at(1, gathered.k);
+    take_decays(operands + 4 * 8192, block, decay);
+    device::ldmatrix_x4_transposed(gathered.q, operands);
+    device::ldmatrix_x4_transposed(gathered.k, operands + 8192);
     gathered.add_band(pairs, decay);
     Operand q_scaled, k_scaled, across_q, across_k;
 #pragma unroll
@@ -330,24 +342,28 @@ struct Finish {
       spanning[0] = spanning_at(params, at), spanning[1] = spanning_at(params, at + 8);
     }
     __syncthreads();
-    operand_at(2, across_q), operand_at(3, across_k);
+    // All have taken the slice's decays.
+    if (kFloatDecay && block % 2 && slice + kColumns < params.problem.K) load_float_decays(slice + kColumns);
+    device::ldmatrix_x4_transposed(across_q, operands + 2 * 8192);
+    device::ldmatrix_x4_transposed(across_k, operands + 3 * 8192);
     add_bands(shared, spot, q_scaled, k_scaled, across_q, across_k, params.problem.scale, gathered, up_to);
     each_value([&](int u, int v, int e) {
       gathered.d_q[u][v][e] += diagonal[v][e] * value_of(gathered.k, u, v, e);
       gathered.lost[u][v][e] = diagonal[v][e] * value_of(gathered.q, u, v, e) - gathered.lost[u][v][e];
     });
-    put_block(tiles[0], spot, 2 * block, gathered.d_q);
-    put_block(tiles[1], spot, 2 * block, gathered.lost);
+    put_block(tiles[0], own, gathered.d_q);
+    put_block(tiles[1], own, gathered.lost);
     float from_all[2], up_to_all[2];
     scan_band(gathered.from, up_to, from_all, up_to_all);
     share(shared.from[spot.band][spot.half], from_all[0], from_all[1]);
     share(shared.up_to[spot.band][spot.half], up_to_all[0], up_to_all[1]);
     __syncthreads();
-    if (params.d_decay) put_decays(tiles, column, block, gathered.from, up_to, spanning);
+    if (params.d_decay) put_decays(tiles, column, own, gathered.from, spanning);
   }
 
   __device__ void run() const {
     load(0, shared.tiles[0]);
+    if constexpr (kFloatDecay) load_float_decays(0);
     mix(params, chunk, h, shared.tiles[1], shared.mixed, shared.diagonal, [](int, int) { return 1.0f; });
     __syncthreads();
     const OwnPairs pairs(BlockAddress(device::shared_address(shared.mixed), false).at(spot.band, spot.band));
@@ -376,16 +392,21 @@ __global__ void __launch_bounds__(kPlaceThreads, 2) finish_channel(FinishParams 
   const Block block = block_of(params.problem.H);
   const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
   if (chunk.count == 0) return;
-  Finish<T>(params, *reinterpret_cast<FinishShared*>(finish_memory), chunk, block.h).run();
+  Finish<T>(params, *reinterpret_cast<FinishShared<T>*>(finish_memory), chunk, block.h).run();
 }
 
 }  // namespace
 
+template <class T>
 void launch_finish_channel(Context& ctx, const FinishParams& params) {
   const cuda::LaunchConfig config{
-      .grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads, .shared_bytes = sizeof(FinishShared)};
-  cuda::launch(ctx.stream(), "gated_linear_attention_finish", params.problem.decay_is_float ? &finish_channel<float> : &finish_channel<device::bf16>,
-               config, params);
+      .grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads, .shared_bytes = sizeof(FinishShared<T>)};
+  cuda::launch(ctx.stream(), "gated_linear_attention_finish", &finish_channel<T>, config, params);
+}
+
+void launch_finish_channel(Context& ctx, const FinishParams& params) {
+  if (params.problem.decay_is_float) launch_finish_channel<float>(ctx, params);
+  else launch_finish_channel<device::bf16>(ctx, params);
 }
 
 }  // namespace braid::gla_cuda

@@ -105,9 +105,9 @@ Tensor forward(Context& ctx, const Problem& p, const GatedLinearAttention::Input
 GatedLinearAttention::Saved GatedLinearAttention::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   cuda::require_kernel_dtype(name, in.q.dtype());
   const Problem p = problem_of(ctx, in.q, in.k, in.v, in.log_decay, attrs);
-  if (takes_fast_path(p, in.q, attrs)) return {in.q, in.k, in.v, in.log_decay, in.initial_state, forward_fast(ctx, p, in, attrs, out)};
+  if (takes_fast_path(p, in.q, attrs)) return forward_fast(ctx, p, in, attrs, out);
   const Tensor states = in.q.dtype() == DType::f32 ? forward<float>(ctx, p, in, out) : forward<device::bf16>(ctx, p, in, out);
-  return {in.q, in.k, in.v, in.log_decay, in.initial_state, states};
+  return {in.q, in.k, in.v, in.log_decay, in.initial_state, states, {}, {}, {}};
 }
 
 }  // namespace braid

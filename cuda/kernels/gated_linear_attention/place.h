@@ -77,8 +77,25 @@ __device__ inline void add_row_products(const char* a_tile, const char* b_tile, 
   }
 }
 
-__device__ inline uint32_t scaled_word(uint32_t word, float2 factor) {
-  return device::pack_bf16(device::low_bf16(word) * factor.x, device::high_bf16(word) * factor.y);
+/// sum += a bᵀ, both 64 rows of `columns` with the same stride, of which the first `count` are read. `tiles`: four of scratch.
+__device__ inline void add_products(const device::bf16* a, const device::bf16* b, int64_t stride, int64_t columns, int count, char (*tiles)[8192],
+                                    const Place& place, float (&sum)[4][4]) {
+  const auto begin = [&](int64_t column) {
+    if (column < columns) {
+      char(*const pair)[8192] = tiles + column / 64 % 2 * 2;
+      load_tile<64, kPlaceThreads>(device::shared_address(pair[0]), a + column, stride, count);
+      load_tile<64, kPlaceThreads>(device::shared_address(pair[1]), b + column, stride, count);
+    }
+    device::cp_async_commit();
+  };
+  begin(0);
+  for (int64_t column = 0; column < columns; column += 64) {
+    begin(column + 64);
+    device::cp_async_wait<1>();
+    __syncthreads();
+    add_row_products(tiles[column / 64 % 2 * 2], tiles[column / 64 % 2 * 2 + 1], place, sum);
+    __syncthreads();
+  }
 }
 
 }  // namespace braid::gla_cuda

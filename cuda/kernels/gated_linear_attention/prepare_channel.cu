@@ -28,7 +28,7 @@ inline constexpr int kPieces = 4 + 2 * kOwn * sizeof(T) / 16;
 
 template <class T>
 struct PrepareShared {
-  uint4 raw[2][kPieces<T>][kBandThreads];  // by turns; each thread reads what it copied itself
+  uint4 raw[2][kPieces<T>][kBandThreads];  // by turns; a warp reads what it copied itself
   char pairs[8192];
   uint4 keys[2][kBands - 1][2][32];  // by turns: k decayed to the end of its band, as the right operands of two products
   float totals[2][kBands][kStep];    // decays of whole bands
@@ -42,7 +42,8 @@ __device__ inline void store_words(const float (&from)[kOwn], float scale, devic
 }
 __device__ inline void take_words(const uint4& from, uint32_t (&to)[kOwn / 2]) { to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w; }
 
-/// Where a lane's two tokens lie, and the copies of their channels; zeros past the chunk's end.
+/// Where a lane's two tokens lie, and the copies of their channels; zeros past the chunk's end. The four lanes of a token copy neighbouring
+/// pieces: of float32 decays, not their own.
 template <class T>
 struct Source {
   const Problem& p;
@@ -51,6 +52,7 @@ struct Source {
   const bool live[2];
 
   __device__ void load(int64_t column, uint4 (*raw)[kBandThreads]) const {
+    const int lane = threadIdx.x % 4;
     if (column < p.K) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -60,7 +62,7 @@ struct Source {
         copy(2 + i, live[0] ? static_cast<const device::bf16*>(p.k) + at : p.k);
 #pragma unroll
         for (int j = 0; j < kPieces<T> / 2 - 2; ++j)
-          copy(4 + i + 2 * j, live[0] ? static_cast<const T*>(p.log_decay) + at + j * (16 / sizeof(T)) : p.log_decay);
+          copy(4 + i + 2 * j, live[0] ? static_cast<const T*>(p.log_decay) + at + (sizeof(T) == 4 ? 16 * j - 4 * lane : 0) : p.log_decay);
       }
     }
     device::cp_async_commit();
@@ -70,10 +72,12 @@ struct Source {
 /// The decays of one of the tokens.
 template <class T>
 __device__ inline void take_decays(const uint4 (*raw)[kBandThreads], int i, float (&to)[kOwn]) {
+  constexpr int count = kPieces<T> / 2 - 2;
 #pragma unroll
-  for (int j = 0; j < kPieces<T> / 2 - 2; ++j) {
+  for (int j = 0; j < count; ++j) {
+    const int piece = static_cast<int>(threadIdx.x) % 4 * count + j;
     uint32_t words[4];
-    take_words(raw[4 + i + 2 * j][threadIdx.x], words);
+    take_words(raw[4 + i + piece / 4 * 2][threadIdx.x / 4 * 4 + piece % 4], words);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if constexpr (sizeof(T) == 4) to[4 * j + e] = exp_of(__uint_as_float(words[e]));
@@ -152,11 +156,9 @@ struct PairSums {
   }
 
   /// Into a tile [64, 64] of zeros.
-  __device__ void store(const Band& band, char* tile, float scale, bool transposed) const {
+  __device__ void store(const Band& band, char* tile, float scale) const {
     const int row = band.lane / 4, column = band.lane % 4 * 2, b = band.index;
-    const auto put = [&](int t, int piece, float left, float right) {
-      put_pair(tile, t, 8 * piece + column, scale * left, scale * right, transposed);
-    };
+    const auto put = [&](int t, int piece, float left, float right) { put_pair(tile, t, 8 * piece + column, scale * left, scale * right); };
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float own[2];
@@ -243,11 +245,13 @@ __global__ void __launch_bounds__(kBandThreads, 4) prepare_channel(PrepareParams
   for (int64_t column = 0; column < p.K; column += kStep, turn ^= 1) {
     OwnWords q, k;
     device::cp_async_wait<1>();
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       take_words(shared.raw[turn][i][threadIdx.x], q[i]), take_words(shared.raw[turn][2 + i][threadIdx.x], k[i]);
       take_decays<T>(shared.raw[turn], i, band.total[i]);
     }
+    __syncwarp();
     source.load(column + 2 * kStep, shared.raw[turn]);
     PairSums::add_eights(q, k, pairs.same);
     Band::each([&](int i, int e) {
@@ -273,7 +277,7 @@ __global__ void __launch_bounds__(kBandThreads, 4) prepare_channel(PrepareParams
       params.decay[slot * p.K + column + threadIdx.x] = decay;
     }
   }
-  pairs.store(band, shared.pairs, p.scale, params.transposed);
+  pairs.store(band, shared.pairs, p.scale);
   __syncthreads();
   store_tile<64, kBandThreads>(shared.pairs, params.pairs + slot * 4096, 64, 64);
 }

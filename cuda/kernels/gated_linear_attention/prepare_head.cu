@@ -6,9 +6,19 @@ namespace braid::gla_cuda {
 namespace {
 
 struct PrepareHeadShared {
-  char q[8192], k[8192];
+  char tiles[4][8192];  // q and k by turns; then the pairs
   float sums[64], totals[64];
 };
+
+/// A token's factor, and, of it and its neighbour's, the words of their roundings and of the rest: threads 0 … 63.
+__device__ inline void put_factor(float* to, float factor) {
+  const int t = threadIdx.x;
+  to[t] = factor;
+  const float other = __shfl_down_sync(0xffffffffu, factor, 1);
+  const uint32_t rounded = device::pack_bf16(factor, other);
+  const uint32_t rest = device::pack_bf16(factor - device::low_bf16(rounded), other - device::high_bf16(rounded));
+  if (t % 2 == 0) *reinterpret_cast<uint2*>(to + 128 + t) = {rounded, rest};
+}
 
 // Decays that a head's channels share: one product of all pairs, decayed afterwards.
 __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams params) {
@@ -17,39 +27,28 @@ __global__ void __launch_bounds__(kPlaceThreads, 4) prepare_head(PrepareParams p
   const Block block = block_of(p.H);
   const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
   if (chunk.count == 0) return;
-  const int64_t h = block.h, stride = p.H * p.K, slot = chunk.slot * p.H + h;
+  const int64_t h = block.h, stride = p.H * p.K, slot = chunk.slot * p.H + h, at = chunk.first * stride + h * p.K;
   const int count = static_cast<int>(chunk.count);
   const Place place;
+  sum_head_decays(p, chunk, h, shared.sums, shared.totals);
   float pairs[4][4] = {};
-  for (int64_t column = 0; column < p.K; column += kColumns) {
-    const int64_t at = chunk.first * stride + h * p.K + column;
-    load_tile<64, kPlaceThreads>(device::shared_address(shared.q), static_cast<const device::bf16*>(p.q) + at, stride, count);
-    load_tile<64, kPlaceThreads>(device::shared_address(shared.k), static_cast<const device::bf16*>(p.k) + at, stride, count);
-    device::cp_async_commit();
-    if (column == 0) sum_head_decays(p, chunk, h, shared.sums, shared.totals);
-    device::cp_async_wait<0>();
-    __syncthreads();
-    add_row_products(shared.q, shared.k, place, pairs);
-    __syncthreads();
-    each([&](int i, int j) {
-      const float sum = shared.sums[place.row(i)], from_start = p.scale * exp2_of(sum), to_end = exp2_of(shared.sums[63] - sum);
-      uint32_t &q = word_at(shared.q, place, i, j), &k = word_at(shared.k, place, i, j);
-      q = scaled_word(q, {from_start, from_start}), k = scaled_word(k, {to_end, to_end});
-    });
-    __syncthreads();
-    store_tile<64, kPlaceThreads>(shared.q, params.q + at, stride, count);
-    store_tile<64, kPlaceThreads>(shared.k, params.k + at, stride, count);
-    if (threadIdx.x < kColumns) params.decay[slot * p.K + column + threadIdx.x] = exp2_of(shared.sums[63]);
-    __syncthreads();
+  add_products(static_cast<const device::bf16*>(p.q) + at, static_cast<const device::bf16*>(p.k) + at, stride, p.K, count, shared.tiles, place,
+               pairs);
+  const float all = shared.sums[63];
+  for (int64_t key = threadIdx.x; key < p.K; key += kPlaceThreads) params.decay[slot * p.K + key] = exp2_of(all);
+  if (threadIdx.x < 64) {
+    const float sum = shared.sums[threadIdx.x];
+    put_factor(params.factors + slot * 256, p.scale * exp2_of(sum));
+    put_factor(params.factors + slot * 256 + 64, exp2_of(all - sum));
   }
   each([&](int i, int j) {
     const int t = place.row(i), s = place.column(j);
     const float left = s <= t ? p.scale * exp2_of(shared.sums[t] - shared.sums[s]) * pairs[j][2 * i] : 0.0f;
     const float right = s < t ? p.scale * exp2_of(shared.sums[t] - shared.sums[s + 1]) * pairs[j][2 * i + 1] : 0.0f;
-    put_pair(shared.q, t, s, left, right, params.transposed);
+    put_pair(shared.tiles[0], t, s, left, right);
   });
   __syncthreads();
-  store_tile<64, kPlaceThreads>(shared.q, params.pairs + slot * 4096, 64, 64);
+  store_tile<64, kPlaceThreads>(shared.tiles[0], params.pairs + slot * 4096, 64, 64);
 }
 
 }  // namespace

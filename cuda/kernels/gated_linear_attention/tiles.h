@@ -50,14 +50,20 @@ __device__ inline void store_tile(const char* tile, device::bf16* to, int64_t st
     if (share.row(i) < count) *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(tile + share.byte(i));
 }
 
-/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64]; `transposed`: s is the row.
-__device__ inline void put_pair(char* tile, int t, int s, float left, float right, bool transposed) {
-  if (!transposed) {
-    *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
-    return;
-  }
-  *reinterpret_cast<device::bf16*>(tile + tile_byte(s, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(left);
-  *reinterpret_cast<device::bf16*>(tile + tile_byte(s + 1, t / 8) + t % 8 * 2) = device::from_float<device::bf16>(right);
+__device__ inline uint32_t scaled_word(uint32_t word, float2 factor) {
+  return device::pack_bf16(device::low_bf16(word) * factor.x, device::high_bf16(word) * factor.y);
+}
+
+/// a b + c of two bf16 each, rounded once.
+__device__ inline uint32_t fma_words(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+/// Writes the pairs (t, s) and (t, s + 1), s even, into a tile [64, 64].
+__device__ inline void put_pair(char* tile, int t, int s, float left, float right) {
+  *reinterpret_cast<uint32_t*>(tile + tile_byte(t, s / 8) + s % 8 * 2) = device::pack_bf16(left, right);
 }
 
 /// Addresses of the four 8×8 matrices that ldmatrix_x4 takes for a 16×16 block of a tile, one row of one matrix a lane. `by_rows`:

@@ -4,41 +4,29 @@
 // float32, as accumulators of mma. Rounded to bf16 they are, as they lie, the a operand of out = state · across. The products
 // themselves are in walk_warp.h and walk_warpgroup.h.
 #pragma once
-#include "cuda/kernels/gated_linear_attention/cut.h"
 #include "cuda/kernels/gated_linear_attention/tiles.h"
+#include "cuda/kernels/gated_linear_attention/walk_shared.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::gla_cuda {
 
-/// What the block keeps in shared memory, in bytes from its start. The rows are `tile` wide.
-struct WalkShared {
-  int across, columns, rows, pairs, out, partial, decay, size;
-
-  constexpr WalkShared(Walk mode, int C, int tile) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
-    rows = columns + C * 128;
-    pairs = rows + tile * 128;
-    out = pairs + (mode == Walk::values ? 8192 : 0);
-    partial = out + (mode == Walk::local ? 0 : tile * 128);
-    decay = partial + (mode != Walk::local && C > 256 ? tile / 16 * 4096 : 0);
-    size = decay + (mode == Walk::keys ? tile : C) * 4;
-  }
-};
-
 template <Walk mode, int C, int threads>
 struct Walker {
-  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts, kTile = threads / 32 / kParts * 16;
-  static constexpr WalkShared shared{mode, C, kTile};
+  static constexpr int kParts = C > 256 ? 2 : 1, kColumns = C / kParts, kTile = threads / 32 / kParts * 16, kStages = kDeviceStages<C>;
+  static constexpr WalkShared shared{mode, C, kTile, kStages};
   using Accumulators = float[kColumns / 8][4];
   using Out = float[8][4];  // [16 rows, 64 tokens]
 
   const WalkParams& params;
   char* const memory;
+  char* inputs;                   // the stage of the chunk at hand
   const int lane, part, row;      // row: the warp's first one in the block's tile
   const int64_t h, M, first_row;  // first_row: the block's in M
 
   __device__ Walker(const WalkParams& params, char* memory, const Block& block)
       : params(params),
         memory(memory),
+        inputs(memory),
         lane(threadIdx.x % 32),
         part(threadIdx.x / (2 * kTile)),
         row(threadIdx.x / 32 % (kTile / 16) * 16),
@@ -58,18 +46,26 @@ struct Walker {
       }
   }
 
-  __device__ void load_across(int64_t first, int count) const {
+  /// Of the i-th chunk on the way.
+  __device__ char* stage(int64_t i) const { return memory + (kStages == 2 ? i % 2 * shared.stage : 0); }
+
+  __device__ void load_across(char* to, int64_t first, int count) const {
     const int64_t H = params.problem.H;
-    load_tile<C, threads>(device::shared_address(memory + shared.across), params.across + (first * H + h) * C, H * C, count);
+    load_tile<C, threads>(device::shared_address(to + shared.across), params.across + (first * H + h) * C, H * C, count);
   }
-  __device__ void load_update(int64_t first, int count, int64_t chunk) const {
+  __device__ void load_update(char* to, int64_t first, int count, int64_t chunk) const {
     const int64_t H = params.problem.H, K = params.problem.K;
-    const uint32_t base = device::shared_address(memory);
+    const uint32_t base = device::shared_address(to);
     load_tile<C, threads>(base + shared.columns, params.columns + (first * H + h) * C, H * C, count);
     load_tile<kTile, threads>(base + shared.rows, params.rows + (first * H + h) * M + first_row, H * M, count);
     if constexpr (mode == Walk::values) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
     const float* decay = params.decay + (chunk * H + h) * K + (mode == Walk::keys ? first_row : 0);
     for (int i = threadIdx.x; i < (mode == Walk::keys ? kTile : C) / 4; i += threads) device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
+    if (params.factors && threadIdx.x < 32) {
+      const int row_kind = params.reverse ? 2 : 3, out_kind = params.reverse ? 1 : 0;
+      const float* const factors = params.factors + (chunk * H + h) * 256 + 64 * (threadIdx.x < 16 ? row_kind : out_kind);
+      device::cp_async16(base + shared.factors + 16 * threadIdx.x, factors + threadIdx.x % 16 * 4);
+    }
   }
 
   /// Step k's a operand of out = state · across.
@@ -102,13 +98,51 @@ struct Walker {
 
   /// The a operands of the update, 16 tokens each.
   __device__ void load_rows(uint32_t (&rows)[4][4]) const {
-    const BlockAddress at(device::shared_address(memory + shared.rows), false);
+    const BlockAddress at(device::shared_address(inputs + shared.rows), false);
 #pragma unroll
     for (int k = 0; k < 4; ++k) device::ldmatrix_x4_transposed(rows[k], at.at(k, row / 16));
   }
 
+  /// Of state · across, for two neighbouring tokens, the first of them even.
+  __device__ float2 out_factors(int token) const { return *reinterpret_cast<const float2*>(inputs + shared.factors + 256 + 4 * token); }
+
+  /// Multiplies the rows of the update with their factors, where they have such; each product is rounded once.
+  __device__ void decay_rows(uint32_t (&rows)[4][4]) const {
+    if (!params.factors) return;
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint2 factors = *reinterpret_cast<const uint2*>(inputs + shared.factors + 4 * (16 * k + 8 * half + lane % 4 * 2));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          uint32_t& row = rows[k][2 * half + i];
+          row = fma_words(row, factors.x, fma_words(row, factors.y, 0x80008000u));
+        }
+      }
+  }
+  /// The same of state · across.
+  __device__ void decay_out(Out& out) const {
+    if constexpr (mode == Walk::values) {
+      if (!params.factors) return;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 factors = out_factors(8 * j + lane % 4 * 2);
+        out[j][0] *= factors.x, out[j][1] *= factors.y, out[j][2] *= factors.x, out[j][3] *= factors.y;
+      }
+    }
+  }
+
   __device__ void decay(Accumulators& state) const {
-    const float* const decay = reinterpret_cast<const float*>(memory + shared.decay);
+    const float* const decay = reinterpret_cast<const float*>(inputs + shared.decay);
+    if (mode != Walk::keys && params.factors) {  // one for all channels
+      const float all = decay[0];
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) state[j][i] *= all;
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
@@ -133,7 +167,11 @@ struct Walker {
     if constexpr (kParts == 2) {
       if (part == 1) return;
 #pragma unroll
-      for (int j = 0; j < 32; ++j) out[j / 4][j % 4] += partial()[32 * j];
+      for (int j = 0; j < 8; ++j) {
+        const float2 factors = mode == Walk::values && params.factors ? out_factors(8 * j + lane % 4 * 2) : float2{1, 1};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[j][i] += (i % 2 ? factors.y : factors.x) * partial()[32 * (4 * j + i)];
+      }
     }
     char* const to = memory + shared.out;
 #pragma unroll
@@ -149,7 +187,7 @@ struct Walker {
   __device__ void store_spanning(const float (&spanning)[2], int64_t chunk) const {
     const int64_t H = params.problem.H;
     float* const to = params.spanning + ((part * params.num_chunk_slots + chunk) * H + h) * M + first_row + row;
-    const float* const decay = reinterpret_cast<const float*>(memory + shared.decay) + row;
+    const float* const decay = reinterpret_cast<const float*>(inputs + shared.decay) + row;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float sum = spanning[i] + __shfl_xor_sync(0xffffffffu, spanning[i], 1);

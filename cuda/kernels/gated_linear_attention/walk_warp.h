@@ -12,7 +12,7 @@ template <Walk mode, int C, int threads>
 __device__ inline void contract(const Walker<mode, C, threads>& walker, const typename Walker<mode, C, threads>::Accumulators& state,
                                 float (&out)[8][4]) {
   constexpr int steps = Walker<mode, C, threads>::kColumns / 16;
-  const BlockAddress across(device::shared_address(walker.memory + walker.shared.across), false);
+  const BlockAddress across(device::shared_address(walker.inputs + walker.shared.across), false);
 #pragma unroll
   for (int k = 0; k < steps; ++k) {
     uint32_t a[4];
@@ -27,17 +27,19 @@ __device__ inline void contract(const Walker<mode, C, threads>& walker, const ty
   }
 }
 
-/// out += rows · pairs
+/// out += rows · pairsᵀ, in reverse out += rows · pairs
 template <int C, int threads>
 __device__ inline void add_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
-  const BlockAddress pairs(device::shared_address(walker.memory + walker.shared.pairs), false);
+  const bool reverse = walker.params.reverse;
+  const BlockAddress pairs(device::shared_address(walker.inputs + walker.shared.pairs), reverse);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (walker.params.reverse ? k < j : k > j) continue;  // all zeros
+      if (reverse ? k < j : k > j) continue;  // all zeros
       uint32_t b[4];
-      device::ldmatrix_x4(b, pairs.at(j, k));
+      if (reverse) device::ldmatrix_x4_transposed(b, pairs.at(k, j));
+      else device::ldmatrix_x4(b, pairs.at(j, k));
       device::mma_bf16(out[2 * j], rows[k], {b[0], b[1]});
       device::mma_bf16(out[2 * j + 1], rows[k], {b[2], b[3]});
     }
@@ -49,11 +51,13 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   constexpr int blocks = Walker<mode, C, threads>::kColumns / 16;
   uint32_t rows[4][4];
   walker.load_rows(rows);
+  walker.decay_out(out);
   if constexpr (mode == Walk::values)
     if (walker.part == 0) add_pairs(walker, rows, out);
   if constexpr (mode != Walk::local) walker.stage_out(out);
   walker.decay(state);
-  const BlockAddress columns(device::shared_address(walker.memory + walker.shared.columns), true);
+  walker.decay_rows(rows);
+  const BlockAddress columns(device::shared_address(walker.inputs + walker.shared.columns), true);
 #pragma unroll
   for (int j = 0; j < blocks; ++j)
 #pragma unroll

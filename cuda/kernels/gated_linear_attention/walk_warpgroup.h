@@ -13,7 +13,7 @@ template <Walk mode, int C, int threads>
 __device__ inline void contract(const Walker<mode, C, threads>& walker, const typename Walker<mode, C, threads>::Accumulators& state,
                                 float (&out)[8][4]) {
   constexpr int steps = Walker<mode, C, threads>::kColumns / 16;
-  const uint32_t across = device::shared_address(walker.memory + walker.shared.across) + walker.part * (steps / 4) * kPanelBytes;
+  const uint32_t across = device::shared_address(walker.inputs + walker.shared.across) + walker.part * (steps / 4) * kPanelBytes;
   uint32_t a[2][2][4];
 #pragma unroll
   for (int group = 0; group < steps / 2; ++group) {
@@ -32,26 +32,48 @@ __device__ inline void contract(const Walker<mode, C, threads>& walker, const ty
   device::settle(out);
 }
 
+/// Keeps the compiler from overwriting left operands before the wait for their products.
+__device__ inline void settle(uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k][i])::"memory");
+}
+
+/// Begins out += rows · pairsᵀ, in reverse out += rows · pairs.
+template <bool reverse, int C, int threads>
+__device__ inline void begin_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
+  const uint32_t pairs = device::shared_address(walker.inputs) + walker.shared.pairs;
+  device::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t own[4];  // of two parts, the first adds the pairs
+#pragma unroll
+    for (int i = 0; i < 4; ++i) own[i] = walker.kParts == 2 && walker.part == 1 ? 0 : rows[k][i];
+    device::wgmma<reverse>(out, own, device::wgmma_operand(pairs + (reverse ? 2048 : 32) * k, reverse ? kPanelBytes : 16), 1);
+  }
+  device::wgmma_commit();
+}
+
 /// Completes and stages `out`; state = decay state + rows columnsᵀ. The state decays while the pairs are added, `out` is staged while
 /// the state is updated.
 template <Walk mode, int C, int threads>
 __device__ inline void update(const Walker<mode, C, threads>& walker, typename Walker<mode, C, threads>::Accumulators& state, float (&out)[8][4]) {
   constexpr int columns = Walker<mode, C, threads>::kColumns, width = columns < 128 ? columns : 128;  // of one product
-  const uint32_t base = device::shared_address(walker.memory), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
+  const uint32_t base = device::shared_address(walker.inputs), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
   uint32_t rows[4][4];
   walker.load_rows(rows);
   if constexpr (mode == Walk::values) {
-    device::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      uint32_t own[4];  // of two parts, the first adds the pairs
-#pragma unroll
-      for (int i = 0; i < 4; ++i) own[i] = walker.kParts == 2 && walker.part == 1 ? 0 : rows[k][i];
-      device::wgmma<false>(out, own, device::wgmma_operand(base + walker.shared.pairs + k * 32, 16), 1);
-    }
-    device::wgmma_commit();
+    walker.decay_out(out);
+    if (walker.params.reverse) begin_pairs<true>(walker, rows, out);
+    else begin_pairs<false>(walker, rows, out);
   }
   walker.decay(state);
+  if (walker.params.factors) {  // until the pairs' products end, the rows are their operands
+    device::wgmma_wait<0>();
+    settle(rows);
+    walker.decay_rows(rows);
+  }
   device::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
