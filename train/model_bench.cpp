@@ -76,13 +76,13 @@ StepBench bench_training(Context& ctx, const ModelConfig& config, const StepBenc
   }
   observer.between();
   while (trainer.steps_done() < trainer.steps_started()) finish();
-  const size_t settling = result.step_ms.size() > 1 ? std::max<size_t>(1, result.step_ms.size() / 3) : 0;
-  const std::vector<double> settled(result.step_ms.begin() + settling, result.step_ms.end());
+  result.num_settling = result.step_ms.size() > 1 ? std::max<size_t>(1, result.step_ms.size() / 3) : 0;
+  const std::vector<double> settled(result.step_ms.begin() + result.num_settling, result.step_ms.end());
   result.median_ms = median(settled);
   result.least_ms = *std::min_element(settled.begin(), settled.end());
   result.most_ms = *std::max_element(settled.begin(), settled.end());
   result.tokens_per_s = 1e3 * static_cast<double>(o.batch_tokens) / result.median_ms;
-  result.mfu = median(std::vector<double>(mfu.begin() + settling, mfu.end()));
+  result.mfu = median(std::vector<double>(mfu.begin() + result.num_settling, mfu.end()));
   if (!o.profile) return result;
   Profile profile;
   ctx.profile = &profile;

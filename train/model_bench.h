@@ -28,7 +28,8 @@ struct StepShare {
 
 struct StepBench {
   std::vector<double> step_ms;                      // of every step
-  double median_ms = 0, least_ms = 0, most_ms = 0;  // of those after the first third
+  size_t num_settling = 0;                          // the first third of them
+  double median_ms = 0, least_ms = 0, most_ms = 0;  // of those after it
   double tokens_per_s = 0, mfu = 0, first_loss = 0, last_loss = 0;
   int64_t parameters = 0, peak_bytes = 0;
   std::vector<StepShare> shares;  // largest first

@@ -2,12 +2,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "core/error.h"
 #include "cuda/runtime/clock.h"
@@ -92,8 +94,33 @@ const char* name_of(braid::RecomputeLevel level) {
   return level == braid::RecomputeLevel::none ? "none" : level == braid::RecomputeLevel::mlp ? "mlp" : "block";
 }
 
+/// How far steps are apart, of their median: as they are, and once what the chip's clock explains is taken off (time = a + b / clock, by least
+/// squares): a chip at its power limit changes its clock by more than steps may differ.
+struct Spread {
+  double as_is = 0, at_one_clock = 0;
+};
+Spread spread_of(const braid::StepBench& bench, const std::vector<double>& mhz) {
+  const std::vector<double> ms(bench.step_ms.begin() + bench.num_settling, bench.step_ms.end());
+  const std::vector<double> clock(mhz.begin() + bench.num_settling, mhz.begin() + bench.step_ms.size());
+  const auto n = static_cast<double>(ms.size());
+  double mean_x = 0, mean_y = 0, xx = 0, xy = 0;
+  for (size_t i = 0; i < ms.size(); ++i) mean_x += 1 / clock[i] / n, mean_y += ms[i] / n;
+  for (size_t i = 0; i < ms.size(); ++i) {
+    const double x = 1 / clock[i] - mean_x;
+    xx += x * x, xy += x * (ms[i] - mean_y);
+  }
+  const double slope = ms.size() > 2 && xx > 0 ? std::max(0.0, xy / xx) : 0;
+  std::vector<double> rest;
+  for (size_t i = 0; i < ms.size(); ++i) rest.push_back(ms[i] - slope / clock[i]);
+  const auto apart = [&](const std::vector<double>& values) {
+    return (*std::max_element(values.begin(), values.end()) - *std::min_element(values.begin(), values.end())) / bench.median_ms;
+  };
+  return {apart(ms), apart(rest)};
+}
+
 constexpr char kHeader[] =
-    "model               micro recompute documents   ms: median   least    most   first  first/median  tokens/s    MFU  peak GB  first done s";
+    "model               micro recompute documents   ms: median   least    most  apart  at one clock   first  /median  tokens/s    MFU  peak GB  "
+    "first done s";
 
 void print_training(braid::Context& ctx, const Options& o) {
   double first_done = 0;
@@ -106,10 +133,11 @@ void print_training(braid::Context& ctx, const Options& o) {
   const braid::StepBench bench = braid::bench_training(ctx, braid::preset(o.model), o.step, observer);
   const std::vector<double> mhz = clock.mhz(ctx);
   if (!o.row) std::printf("%s\n", kHeader);
-  std::printf("%-19s %5lld %-9s %-9s %13.1f %7.1f %7.1f %7.1f %13.2f %9.0f %5.1f%% %8.1f %13.2f\n", o.model.c_str(),
+  const Spread spread = spread_of(bench, mhz);
+  std::printf("%-19s %5lld %-9s %-9s %13.1f %7.1f %7.1f %5.1f%% %12.1f%% %7.1f %8.2f %9.0f %5.1f%% %8.1f %13.2f\n", o.model.c_str(),
               static_cast<long long>(o.step.micro_batches), name_of(o.step.recompute), o.step.equal_work ? "equal" : "mixed", bench.median_ms,
-              bench.least_ms, bench.most_ms, bench.step_ms[0], bench.step_ms[0] / bench.median_ms, bench.tokens_per_s, 100 * bench.mfu,
-              static_cast<double>(bench.peak_bytes) / 1e9, first_done);
+              bench.least_ms, bench.most_ms, 100 * spread.as_is, 100 * spread.at_one_clock, bench.step_ms[0], bench.step_ms[0] / bench.median_ms,
+              bench.tokens_per_s, 100 * bench.mfu, static_cast<double>(bench.peak_bytes) / 1e9, first_done);
   if (!o.row) {
     std::printf("%.0fM parameters, %lld tokens a step, context %lld, %.1f GB taken from the device, loss %.4f to %.4f; steps, ms:",
                 static_cast<double>(bench.parameters) / 1e6, static_cast<long long>(o.step.batch_tokens), static_cast<long long>(o.step.context),
