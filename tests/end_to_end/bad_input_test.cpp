@@ -21,6 +21,7 @@ TEST(BadInput, OptionsAndNames) {
   const Workspace space;
   make_data(space);
   expect_refused({"frobnicate"}, space, "frobnicate");
+  expect_refused({"tokenizer", "--input", "text.txt", "--vocab-size", "100", "--out", "m"}, space, "SentencePiece");
   expect_refused({"train", "--model", "tiny-mamba", "--data", "d.h5", "--out", "RUN"}, space, "tiny-mamba");
   expect_refused({"models", "9T-gdn"}, space, "9T-gdn");
   expect_refused(train_words("RUN", {"--stepz", "3"}), space, "--stepz");
@@ -56,6 +57,10 @@ TEST(BadInput, DataSets) {
   space.write("half.h5", whole.substr(0, whole.size() / 2));
   expect_refused({"train", "--model", "tiny-gdn", "--data", "half.h5", "--out", "RUN"}, space, "half.h5");
   expect_refused({"inspect", "half.h5"}, space, "half.h5");
+  space.write("one.txt", "x");
+  expect_done(braid_program({"tokenize", "--input", "one.txt", "--out", "one.h5"}, space));
+  expect_done(braid_program(train_words("M", {"--threads", "1"}), space));
+  expect_refused({"eval", "--model", "M", "--data", "one.h5", "--json", "scores.json"}, space, "one.h5");
 }
 
 TEST(BadInput, SafetensorsHeaders) {
