@@ -87,6 +87,7 @@ TEST(BadInput, ModelsAndTokens) {
   const std::string model = data_path("models/gla_hybrid");
   write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 61}, {2})}});
   expect_refused({"forward", "--model", model, "--tokens", "t.safetensors", "--out", "o.safetensors"}, space, "61");
+  expect_refused({"forward", "--model", model, "--tokens", "t.safetensors", "--out", "./t.safetensors"}, space, "--out must not be");
   for (const std::vector<int64_t>& ends : {std::vector<int64_t>{0, 2, 1, 3}, {0, 2}, {1, 3}}) {
     write_safetensors(ctx, space / "t.safetensors",
                       {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3}, {3})},
@@ -107,9 +108,10 @@ TEST(BadInput, PlacesThatCannotBeWritten) {
 
 TEST(Help, EveryCommandExplainsItselfWithAnExample) {
   const Workspace space;
-  for (const char* command : {"tokenize", "train", "eval", "generate", "forward", "check", "convert", "bench", "models", "inspect"}) {
+  for (const char* command : {"tokenize", "train", "eval", "generate", "forward", "check", "convert", "bench", "study", "models", "inspect"}) {
     const ProgramResult result = braid_program({command, "--help"}, space);
     expect_done(result);
+    EXPECT_EQ(braid_program({command, "-h"}, space).out, result.out);
     EXPECT_NE(result.out.find("example:\n  braid " + std::string(command)), std::string::npos) << result.out;
   }
   expect_done(braid_program({"--version"}, space));

@@ -73,7 +73,7 @@ int main(int argc, char** argv) {
     std::cout << "braid " << BRAID_VERSION << std::endl;
     return kDone;
   }
-  if (name == "--help" || name == "help") {
+  if (name == "--help" || name == "-h" || name == "help") {
     list_commands(std::cout);
     return kDone;
   }
