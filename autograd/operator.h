@@ -2,7 +2,7 @@
 //
 // An operator is a plain struct. Its Inputs, Outputs and Saved records hold nothing but Tensors (undefined ones where optional
 // values are absent); everything else is in Attrs. Inputs and Outputs list their members' names, in order, in `names`.
-// How to add one: ops/README.md.
+// How to add one: README.md, and examples/add_operator.cpp, which does it.
 #pragma once
 #include <array>
 #include <concepts>

@@ -20,6 +20,7 @@ TEST(BadInput, OptionsAndNames) {
   const Workspace space;
   make_data(space);
   expect_refused({"frobnicate"}, space, "frobnicate");
+  expect_refused({"tokenizer", "--input", "text.txt", "--vocab-size", "100", "--out", "m"}, space, "SentencePiece");
   expect_refused({"train", "--model", "tiny-mamba", "--data", "d.h5", "--out", "RUN"}, space, "tiny-mamba");
   expect_refused({"models", "9T-gdn"}, space, "9T-gdn");
   expect_refused(train_words("RUN", {"--stepz", "3"}), space, "--stepz");
@@ -56,6 +57,10 @@ TEST(BadInput, DataSets) {
   space.write("half.h5", whole.substr(0, whole.size() / 2));
   expect_refused({"train", "--model", "tiny-gdn", "--data", "half.h5", "--out", "RUN"}, space, "half.h5");
   expect_refused({"inspect", "half.h5"}, space, "half.h5");
+  space.write("one.txt", "x");
+  expect_done(braid_program({"tokenize", "--input", "one.txt", "--out", "one.h5"}, space));
+  expect_done(braid_program(train_words("M", {"--threads", "1"}), space));
+  expect_refused({"eval", "--model", "M", "--data", "one.h5", "--json", "scores.json"}, space, "one.h5");
 }
 
 TEST(BadInput, SafetensorsHeaders) {
@@ -82,6 +87,7 @@ TEST(BadInput, ModelsAndTokens) {
   const std::string model = data_path("models/gla_hybrid");
   write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 61}, {2})}});
   expect_refused({"forward", "--model", model, "--tokens", "t.safetensors", "--out", "o.safetensors"}, space, "61");
+  expect_refused({"forward", "--model", model, "--tokens", "t.safetensors", "--out", "./t.safetensors"}, space, "--out must not be");
   for (const std::vector<int64_t>& ends : {std::vector<int64_t>{0, 2, 1, 3}, {0, 2}, {1, 3}}) {
     write_safetensors(ctx, space / "t.safetensors",
                       {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3}, {3})},
@@ -102,9 +108,10 @@ TEST(BadInput, PlacesThatCannotBeWritten) {
 
 TEST(Help, EveryCommandExplainsItselfWithAnExample) {
   const Workspace space;
-  for (const char* command : {"tokenize", "train", "eval", "generate", "forward", "check", "convert", "bench", "models", "inspect"}) {
+  for (const char* command : {"tokenize", "train", "eval", "generate", "forward", "check", "convert", "bench", "study", "models", "inspect"}) {
     const ProgramResult result = braid_program({command, "--help"}, space);
     expect_done(result);
+    EXPECT_EQ(braid_program({command, "-h"}, space).out, result.out);
     EXPECT_NE(result.out.find("example:\n  braid " + std::string(command)), std::string::npos) << result.out;
   }
   expect_done(braid_program({"--version"}, space));

@@ -81,6 +81,7 @@ Json bench_forms(Context& ctx, const std::vector<std::string>& ops, double budge
     table.add({pair.op, pair.decay, number(chunked), number(token), number(token / chunked)});
     list.push_back({{"op", pair.op}, {"decay", pair.decay}, {"chunked_ms", chunked}, {"token_ms", token}, {"speedup", token / chunked}});
   }
+  if (list.empty()) return list;
   table.print(std::cout);
   std::cout << '\n';
   return list;
@@ -158,6 +159,7 @@ int run_bench(const Arguments& arguments) {
   options.json(o.json);
   if (!options.parse(arguments)) return kDone;
   require_writable_file("--json", o.json);
+  BRAID_CHECK(o.ops.empty() || o.model.empty(), "--op and --model must not be given together, got both");
   BRAID_CHECK(o.batch_tokens % o.context == 0, "--batch-tokens must be a multiple of --context ", o.context, ", got ", o.batch_tokens);
   Context ctx = make_context(o.device, DType::f32);
   if (!o.model.empty()) preset(o.model);

@@ -4,10 +4,12 @@
 #include "io/json.h"
 #include "io/token_dataset.h"
 #include "train/cli/commands.h"
+#include "train/cli/live_line.h"
 #include "train/cli/model_source.h"
 #include "train/cli/recall_options.h"
 #include "train/cli/table.h"
 #include "train/evaluate.h"
+#include "train/metrics.h"
 
 namespace braid::cli {
 namespace {
@@ -46,6 +48,16 @@ void check(const EvalOptions& o) {
   require_writable_file("--json", o.json);
 }
 
+/// The model's score, which tells how many of `total` tokens it has scored.
+ScoreFunction with_progress(const HybridLm& model, int64_t total, LiveLine& line) {
+  return [score = score_with(model), total, &line, done = int64_t{0}](Context& ctx, const Batch& batch, const LossOptions& options) mutable {
+    LossOutput output = score(ctx, batch, options);
+    done += batch.sequences.num_tokens();
+    if (line.is_due()) line.show(short_number(static_cast<double>(done)) + " of " + short_number(static_cast<double>(total)) + " tokens scored");
+    return output;
+  };
+}
+
 Json perplexity(Context& ctx, const HybridLm& model, const EvalOptions& o) {
   Table table({"data", "tokens", "targets", "loss", "perplexity", "bits/token"});
   Json list = Json::array();
@@ -54,7 +66,9 @@ Json perplexity(Context& ctx, const HybridLm& model, const EvalOptions& o) {
     BRAID_CHECK(vocab <= model.config().vocab_size, "--data must have at most ", model.config().vocab_size,
                 " tokens in its vocabulary, the model's, got ", path, " with ", vocab);
     const auto data = open_token_source(path, model.config().vocab_size);
-    const TextScore score = evaluate_text(ctx, score_with(model), *data, o.context, o.batch_tokens, o.max_tokens);
+    const int64_t total = o.max_tokens > 0 ? std::min(o.max_tokens, data->num_tokens()) : data->num_tokens();
+    LiveLine line;
+    const TextScore score = evaluate_text(ctx, with_progress(model, total, line), *data, o.context, o.batch_tokens, o.max_tokens);
     BRAID_CHECK(score.num_targets > 0, "--data must hold two tokens in a row of one document, got ", path, " with ", score.num_tokens, " tokens");
     table.add({path, std::to_string(score.num_tokens), std::to_string(score.num_targets), number(score.loss(), 6), number(score.perplexity(), 6),
                number(score.bits_per_byte(), 6)});
@@ -71,7 +85,10 @@ Json perplexity(Context& ctx, const HybridLm& model, const EvalOptions& o) {
 
 Json recall(Context& ctx, const HybridLm& model, const EvalOptions& o) {
   const auto task = make_task(o.recall, o.seed, model.config().vocab_size);
-  const RecallScore score = evaluate_recall(ctx, score_with(model), *task, o.examples, o.batch_examples);
+  const RecallScore score = [&] {
+    LiveLine line;
+    return evaluate_recall(ctx, with_progress(model, o.examples * task->sequence_length(), line), *task, o.examples, o.batch_examples);
+  }();
   Table table({"task", "examples", "answers", "accuracy", "chance", "loss"});
   table.add({o.recall.task, std::to_string(score.num_examples), std::to_string(score.num_answers), number(score.accuracy(), 4),
              number(task->chance(), 4), number(score.loss(), 6)});

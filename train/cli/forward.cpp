@@ -70,6 +70,8 @@ int run_forward(const Arguments& arguments) {
   require_path("--model", o.model);
   require_file("--tokens", o.tokens);
   require_writable_file("--out", o.out);
+  std::error_code absent;
+  BRAID_CHECK(!std::filesystem::equivalent(o.tokens, o.out, absent), "--out must not be the file of --tokens, got ", o.out);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype), out_dtype = accumulator(dtype);
   Context ctx = make_context(o.device, dtype);
   const auto model = load_named_model(ctx, "--model", o.model, out_dtype);

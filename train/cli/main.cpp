@@ -35,9 +35,12 @@ std::string one_line(std::string text) {
   return text;
 }
 
-int refuse(std::string_view command, const std::string& message) {
+/// Tells why not, in one line. Errors of the engine may begin with the command's name themselves: it is said once.
+int refuse(std::string_view command, std::string_view message) {
+  const std::string prefix = std::string(command) + ": ";
+  if (message.starts_with(prefix)) message.remove_prefix(prefix.size());
   std::cout.flush();
-  std::cerr << "braid " << command << ": " << one_line(message) << std::endl;
+  std::cerr << "braid " << prefix << one_line(std::string(message)) << std::endl;
   return kRefused;
 }
 
@@ -70,12 +73,13 @@ int main(int argc, char** argv) {
     std::cout << "braid " << BRAID_VERSION << std::endl;
     return kDone;
   }
-  if (name == "--help" || name == "help") {
+  if (name == "--help" || name == "-h" || name == "help") {
     list_commands(std::cout);
     return kDone;
   }
   for (const Command& command : kCommands)
     if (command.name == name) return run(command, Arguments(argv + 2, argv + argc));
+  if (name == "tokenizer") return refuse(name, "SentencePiece models are not supported yet; 'braid tokenize --tokenizer bytes' needs none");
   std::cerr << "braid: unknown command " << one_line(name) << "; expected one of";
   for (const Command& command : kCommands) std::cerr << ' ' << command.name;
   std::cerr << std::endl;

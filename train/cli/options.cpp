@@ -111,7 +111,7 @@ Options::Options(std::string command, std::string summary, std::string example) 
   state_->command = std::move(command);
   state_->summary = std::move(summary);
   state_->example = std::move(example);
-  state_->description.add_options()("help", "explain this command");
+  state_->description.add_options()("help,h", "explain this command");
   text("config", "read options from this file (name = value lines); the command line wins", state_->config);
 }
 

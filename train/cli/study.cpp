@@ -75,6 +75,7 @@ int run_study(const Arguments& arguments) {
   if (!json.empty()) write_file(json, to_json(result).dump(2) + "\n");
   std::cout << to_table(result);
   for (const std::string& line : findings(result)) std::cout << line << '\n';
+  if (interrupted()) std::cout << "interrupted: " << result.runs.size() << " runs were finished and are reported\n";
   std::cout << "report: " << out << "/report.html\n";
   return kDone;
 }

@@ -1,8 +1,4 @@
 // braid tokenize: text or JSON lines to a token data set, in a stream.
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdio>
 #include <iostream>
 
 #include "io/json.h"
@@ -10,6 +6,7 @@
 #include "io/token_dataset.h"
 #include "io/tokenizer.h"
 #include "train/cli/commands.h"
+#include "train/cli/live_line.h"
 #include "train/cli/options.h"
 #include "train/cli/table.h"
 #include "train/metrics.h"
@@ -30,35 +27,15 @@ TextOptions text_options(const TokenizeOptions& o) {
   return text;
 }
 
-/// One live line on a terminal; nothing in a log.
-class ReadingProgress {
- public:
-  void show(const TextReader& reader) {
-    const auto now = std::chrono::steady_clock::now();
-    if (!live_ || now - last_ < std::chrono::milliseconds(200)) return;
-    last_ = now;
-    std::fprintf(stderr, "\r%s of %s read ", bytes(static_cast<double>(reader.bytes_read())).c_str(),
-                 bytes(static_cast<double>(reader.bytes_total())).c_str());
-    std::fflush(stderr);
-    shown_ = true;
-  }
-  ~ReadingProgress() {
-    if (shown_) std::fputs("\r\033[K", stderr);
-  }
-
- private:
-  bool live_ = isatty(STDERR_FILENO) == 1, shown_ = false;
-  std::chrono::steady_clock::time_point last_{};
-};
-
 void write_all(TextReader& reader, const Tokenizer& tokenizer, TokenDatasetWriter& writer) {
-  ReadingProgress progress;
+  LiveLine progress;
   TextPiece piece;
   while (reader.next(piece)) {
     if (piece.begins_document) writer.begin_document();
     const std::vector<int64_t> tokens = tokenizer.encode(piece.text);
     writer.append(tokens.data(), static_cast<int64_t>(tokens.size()));
-    progress.show(reader);
+    if (progress.is_due())
+      progress.show(bytes(static_cast<double>(reader.bytes_read())) + " of " + bytes(static_cast<double>(reader.bytes_total())) + " read");
   }
 }
 

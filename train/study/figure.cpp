@@ -10,7 +10,7 @@
 namespace braid {
 namespace {
 
-constexpr double kWidth = 720, kHeight = 400, kLeft = 64, kRight = 190, kTop = 36, kBottom = 52;
+constexpr double kWidth = 720, kHeight = 400, kLeft = 64, kRight = 190, kTop = 36, kBottom = 52, kLegendLine = 18;
 // Okabe and Ito's palette, "Color universal design", 2008.
 constexpr std::array<const char*, 8> kColors = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"};
 
@@ -131,14 +131,15 @@ std::string to_svg(const Figure& figure) {
   std::ostringstream svg;
   svg.imbue(std::locale::classic());
   svg.precision(6);
-  svg << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << kWidth << ' ' << kHeight << "' width='" << kWidth << "' height='" << kHeight
+  const double height = std::max(kHeight, kTop + kLegendLine * static_cast<double>(figure.series.size() + 1));
+  svg << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << kWidth << ' ' << height << "' width='" << kWidth << "' height='" << height
       << "' font-family='sans-serif' font-size='12'>\n<rect width='100%' height='100%' fill='white'/>\n";
   draw_axes(svg, figure, x, y);
   for (size_t i = 0; i < figure.series.size(); ++i) {
     const char* color = kColors[i % kColors.size()];
     const bool dashed = i >= kColors.size();
     draw_series(svg, figure.series[i], color, dashed, x, y);
-    const double at = kTop + 14 + 18 * static_cast<double>(i), left = kWidth - kRight + 12;
+    const double at = kTop + 14 + kLegendLine * static_cast<double>(i), left = kWidth - kRight + 12;
     svg << "<line x1='" << left << "' y1='" << at << "' x2='" << left + 22 << "' y2='" << at << "' stroke='" << color << "' stroke-width='3'"
         << (dashed ? " stroke-dasharray='6 4'" : "") << "/><text x='" << left + 28 << "' y='" << at + 4 << "'>"
         << escape_markup(figure.series[i].label) << "</text>\n";
