@@ -12,7 +12,10 @@ log=$(mktemp -d)
 trap 'rm -rf "$log"' EXIT
 table=""
 failed=0
-row() { table+=$(printf '%-34s %s' "$1" "$2")$'\n'; }
+row() { # shown as it comes, and in the table
+  printf '   %s\n' "$2"
+  table+=$(printf '%-34s %s' "$1" "$2")$'\n'
+}
 
 nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 compile() { # NAME FOLDER TARGETS... -- CMAKE OPTIONS...
@@ -60,11 +63,16 @@ small_cases() {
     }'
 }
 
+# Sanitizers are slow and wait for each other's answers: they run beside the tests.
+declare -A sanitizers
 sanitize() { # TOOL FILTER
+  compute-sanitizer --tool "$1" --error-exitcode 9 $build/tests/braid_test_ops --gtest_color=no --gtest_filter="$2" >"$log/$1" 2>&1 &
+  sanitizers[$1]=$!
+}
+sanitized() { # TOOL
   echo "== compute-sanitizer $1"
-  local start=$SECONDS
-  if compute-sanitizer --tool "$1" --error-exitcode 9 $build/tests/braid_test_ops --gtest_color=no --gtest_filter="$2" >"$log/$1" 2>&1; then
-    row "compute-sanitizer $1" "clean, $(grep -cE '^\[       OK \]' "$log/$1") cases in $((SECONDS - start)) s"
+  if wait "${sanitizers[$1]}"; then
+    row "compute-sanitizer $1" "clean, $(grep -cE '^\[       OK \]' "$log/$1") cases"
   else
     row "compute-sanitizer $1" "FAILED"
     failed=1
@@ -77,9 +85,6 @@ compile "build" $build braid_test_ops braid_test_cuda braid_test_train braid_ben
 (log=$(mktemp -d) && renice -n 19 $BASHPID && compile "" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF) >"$log/sm_80" 2>&1 &
 sm_80=$!
 run_tests "offsets past 2^31" $build/tests/braid_test_cuda 'CudaLarge*'
-run_tests "runtime, training, built shapes" $build/tests/braid_test_cuda '-CudaLarge*' 8
-run_tests "kernels against the CPU oracle" $build/tests/braid_test_ops "$filter" 8
-run_tests "optimizer against the CPU's" $build/tests/braid_test_train '*Cuda*'
 if command -v compute-sanitizer >/dev/null; then
   cases=${BRAID_SANITIZER_FILTER:-$(small_cases)}
   sanitize memcheck "$cases"
@@ -88,7 +93,10 @@ if command -v compute-sanitizer >/dev/null; then
 else
   row "compute-sanitizer" "not installed"
 fi
-
+run_tests "runtime, training, built shapes" $build/tests/braid_test_cuda '-CudaLarge*' 8
+run_tests "kernels against the CPU oracle" $build/tests/braid_test_ops "$filter" 8
+run_tests "optimizer against the CPU's" $build/tests/braid_test_train '*Cuda*'
+for tool in "${!sanitizers[@]}"; do sanitized $tool; done
 if wait $sm_80; then row "kernels for sm_80" "compiled"; else row "kernels for sm_80" "FAILED"; failed=1; cat "$log/sm_80"; fi
 
 echo "== benchmarks"
