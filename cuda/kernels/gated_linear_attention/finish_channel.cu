@@ -256,6 +256,12 @@ __device__ inline void store_band(const char* upper, const char* lower, const Sp
   }
 }
 
+/// Keeps what is computed from x from being computed before the loop that needs it: there are no registers for that.
+__device__ inline int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 /// One chunk and head.
 template <class T>
 struct Finish {
@@ -280,7 +286,7 @@ struct Finish {
   /// Begins the copies of 64 channels: two rows a thread of each tile.
   __device__ void load(int64_t column, char (*tiles)[8192]) const {
     const Problem& p = params.problem;
-    const int row = threadIdx.x / 8, piece = threadIdx.x % 8;
+    const int row = fresh(threadIdx.x / 8), piece = threadIdx.x % 8;
     const device::bf16* const from[5] = {static_cast<const device::bf16*>(p.q), static_cast<const device::bf16*>(p.k), params.across_q,
                                          params.across_k, static_cast<const device::bf16*>(p.log_decay)};
     const uint32_t to = device::shared_address(tiles[0]) + tile_byte(row, piece);
@@ -295,7 +301,7 @@ struct Finish {
   }
   /// The same of float32 decays, for which there is one place.
   __device__ void load_float_decays(int64_t column) const {
-    const int row = threadIdx.x / 16, piece = threadIdx.x % 16;
+    const int row = fresh(threadIdx.x / 16), piece = threadIdx.x % 16;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool live = row + 16 * i < count;
