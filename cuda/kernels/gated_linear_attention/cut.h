@@ -93,8 +93,10 @@ struct WalkParams {
 };
 
 /// Which sides of the state are which, and what else is done. values: M = V, C = K, pairs are added; keys: M = K, C = V; local: as
-/// values, only the state after the segment from a zero one before it.
-enum class Walk { values, keys, local };
+/// values, only the state after the segment from a zero one before it. What pairs are multiplied with depends on the direction, of
+/// which the others are told by WalkParams.
+enum class Walk { values, values_reverse, keys, local };
+constexpr bool adds_pairs(Walk mode) { return mode == Walk::values || mode == Walk::values_reverse; }
 
 /// Rows of M that a block of a walk takes: 128, or all 64; with 512 columns two warps share rows, and it takes 64.
 inline int64_t walk_tile(int64_t M, int64_t C) { return C > 256 || M < 128 ? 64 : 128; }
@@ -102,6 +104,7 @@ inline int64_t walk_tile(int64_t M, int64_t C) { return C > 256 || M < 128 ? 64 
 constexpr int walk_blocks_a_multiprocessor(int64_t C) { return C <= 128 ? 2 : 1; }
 
 void launch_walk_values(Context& ctx, const WalkParams& params);
+void launch_walk_values_reverse(Context& ctx, const WalkParams& params);
 void launch_walk_keys(Context& ctx, const WalkParams& params);
 void launch_walk_local(Context& ctx, const WalkParams& params);
 

@@ -214,13 +214,21 @@ __device__ inline void scan_band(Values& from, const Values& up_to, float (&from
   }
 }
 
-/// Puts a warp's 16 channels of a band into a tile; `at`: the byte of the lane's first word.
-__device__ inline void put_block(char* tile, int at, const Values& x) {
+/// Puts a warp's 16 channels of a band into a tile, from words of two tokens each; `at`: the byte of the lane's first word.
+template <class Word>
+__device__ inline void put_words(char* tile, int at, Word&& word) {
 #pragma unroll
-  for (int w = 0; w < 4; ++w)
-    *reinterpret_cast<uint32_t*>(tile + (at ^ (w % 2 << 4)) + w / 2 * 1024) =
-        device::transposed_8x8(device::pack_bf16(x[w % 2][w / 2][0], x[w % 2][w / 2][1]));
+  for (int w = 0; w < 4; ++w) *reinterpret_cast<uint32_t*>(tile + (at ^ (w % 2 << 4)) + w / 2 * 1024) = device::transposed_8x8(word(w % 2, w / 2));
 }
+__device__ inline void put_block(char* tile, int at, const Values& x) {
+  put_words(tile, at, [&](int u, int v) { return device::pack_bf16(x[u][v][0], x[u][v][1]); });
+}
+/// The upper and the lower halves of float32 values into a tile each.
+__device__ inline void put_halves(char* upper, char* lower, int at, const Values& x) {
+  put_words(upper, at, [&](int u, int v) { return __byte_perm(__float_as_uint(x[u][v][0]), __float_as_uint(x[u][v][1]), 0x7632); });
+  put_words(lower, at, [&](int u, int v) { return __byte_perm(__float_as_uint(x[u][v][0]), __float_as_uint(x[u][v][1]), 0x5410); });
+}
+
 /// Writes a warp's 32 channels of a band.
 __device__ inline void store_band(const char* tile, const Spot& spot, device::bf16* to, int64_t stride, int count) {
   const int piece = 4 * spot.half + spot.lane % 4;
@@ -229,6 +237,29 @@ __device__ inline void store_band(const char* tile, const Spot& spot, device::bf
     const int t = 16 * spot.band + spot.row + 8 * i;
     if (t < count) *reinterpret_cast<uint4*>(to + t * stride + 8 * piece) = *reinterpret_cast<const uint4*>(tile + tile_byte(t, piece));
   }
+}
+
+/// Likewise float32 values from their halves.
+__device__ inline void store_band(const char* upper, const char* lower, const Spot& spot, float* to, int64_t stride, int count) {
+  const int piece = 4 * spot.half + spot.lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 16 * spot.band + spot.row + 8 * i;
+    if (t >= count) continue;
+    const uint4 high = *reinterpret_cast<const uint4*>(upper + tile_byte(t, piece)),
+                low = *reinterpret_cast<const uint4*>(lower + tile_byte(t, piece));
+    const auto left = [](uint32_t l, uint32_t h) { return __byte_perm(l, h, 0x5410); };
+    const auto right = [](uint32_t l, uint32_t h) { return __byte_perm(l, h, 0x7632); };
+    uint4* const at = reinterpret_cast<uint4*>(to + t * stride + 8 * piece);
+    at[0] = {left(low.x, high.x), right(low.x, high.x), left(low.y, high.y), right(low.y, high.y)};
+    at[1] = {left(low.z, high.z), right(low.z, high.z), left(low.w, high.w), right(low.w, high.w)};
+  }
+}
+
+/// Keeps what is computed from x from being computed before the loop that needs it: there are no registers for that.
+__device__ inline int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 /// One chunk and head.
@@ -255,7 +286,7 @@ struct Finish {
   /// Begins the copies of 64 channels: two rows a thread of each tile.
   __device__ void load(int64_t column, char (*tiles)[8192]) const {
     const Problem& p = params.problem;
-    const int row = threadIdx.x / 8, piece = threadIdx.x % 8;
+    const int row = fresh(threadIdx.x / 8), piece = threadIdx.x % 8;
     const device::bf16* const from[5] = {static_cast<const device::bf16*>(p.q), static_cast<const device::bf16*>(p.k), params.across_q,
                                          params.across_k, static_cast<const device::bf16*>(p.log_decay)};
     const uint32_t to = device::shared_address(tiles[0]) + tile_byte(row, piece);
@@ -270,7 +301,7 @@ struct Finish {
   }
   /// The same of float32 decays, for which there is one place.
   __device__ void load_float_decays(int64_t column) const {
-    const int row = threadIdx.x / 16, piece = threadIdx.x % 16;
+    const int row = fresh(threadIdx.x / 16), piece = threadIdx.x % 16;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool live = row + 16 * i < count;
@@ -292,7 +323,7 @@ struct Finish {
   }
 
   /// d_log_decay of 16 channels, from `sums` over the band's tokens.
-  __device__ void put_decays(char (*tiles)[8192], int64_t column, int at, Values& sums, const float (&spanning)[2]) const {
+  __device__ void put_decays(char (*tiles)[8192], int at, Values& sums, const float (&spanning)[2]) const {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       const int c = spot.row + 8 * u;
@@ -303,11 +334,7 @@ struct Finish {
       for (int i = 0; i < 4; ++i) sums[u][i / 2][i % 2] += others;
     }
     if constexpr (kFloatDecay) {
-      float* const to = static_cast<float*>(params.d_decay) + first + column + spot.row;
-      each_value([&](int u, int v, int e) {
-        const int t = spot.token(v) + e;
-        if (t < count) to[t * stride + 8 * u] = sums[u][v][e];
-      });
+      put_halves(tiles[2], tiles[3], at, sums);  // across_q and across_k of these channels are used up
     } else {
       put_block(tiles[4], at, sums);
     }
@@ -342,8 +369,6 @@ struct Finish {
       spanning[0] = spanning_at(params, at), spanning[1] = spanning_at(params, at + 8);
     }
     __syncthreads();
-    // All have taken the slice's decays.
-    if (kFloatDecay && block % 2 && slice + kColumns < params.problem.K) load_float_decays(slice + kColumns);
     device::ldmatrix_x4_transposed(across_q, operands + 2 * 8192);
     device::ldmatrix_x4_transposed(across_k, operands + 3 * 8192);
     add_bands(shared, spot, q_scaled, k_scaled, across_q, across_k, params.problem.scale, gathered, up_to);
@@ -358,7 +383,7 @@ struct Finish {
     share(shared.from[spot.band][spot.half], from_all[0], from_all[1]);
     share(shared.up_to[spot.band][spot.half], up_to_all[0], up_to_all[1]);
     __syncthreads();
-    if (params.d_decay) put_decays(tiles, column, own, gathered.from, spanning);
+    if (params.d_decay) put_decays(tiles, own, gathered.from, spanning);
   }
 
   __device__ void run() const {
@@ -378,10 +403,13 @@ struct Finish {
       if (slice + kColumns < params.problem.K) load(slice + kColumns, shared.tiles[(slice / kColumns + 1) % 2]);
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) add_block(tiles, slice, 2 * spot.half + i, pairs, diagonal);
+      if (kFloatDecay && slice + kColumns < params.problem.K) load_float_decays(slice + kColumns);  // all have taken the slice's
       __syncwarp();
       if (params.d_q) store_band(tiles[0], spot, params.d_q + first + slice, stride, count);
       if (params.d_k) store_band(tiles[1], spot, params.d_k + first + slice, stride, count);
-      if (!kFloatDecay && params.d_decay) store_band(tiles[4], spot, static_cast<device::bf16*>(params.d_decay) + first + slice, stride, count);
+      if (!params.d_decay) continue;
+      if constexpr (kFloatDecay) store_band(tiles[2], tiles[3], spot, static_cast<float*>(params.d_decay) + first + slice, stride, count);
+      else store_band(tiles[4], spot, static_cast<device::bf16*>(params.d_decay) + first + slice, stride, count);
     }
   }
 };

@@ -58,7 +58,7 @@ struct Walker {
     const uint32_t base = device::shared_address(to);
     load_tile<C, threads>(base + shared.columns, params.columns + (first * H + h) * C, H * C, count);
     load_tile<kTile, threads>(base + shared.rows, params.rows + (first * H + h) * M + first_row, H * M, count);
-    if constexpr (mode == Walk::values) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
+    if constexpr (adds_pairs(mode)) load_tile<64, threads>(base + shared.pairs, params.pairs + (chunk * H + h) * 4096, 64, 64);
     const float* decay = params.decay + (chunk * H + h) * K + (mode == Walk::keys ? first_row : 0);
     for (int i = threadIdx.x; i < (mode == Walk::keys ? kTile : C) / 4; i += threads) device::cp_async16(base + shared.decay + 16 * i, decay + 4 * i);
     if (params.factors && threadIdx.x < 32) {
@@ -123,7 +123,7 @@ struct Walker {
   }
   /// The same of state · across.
   __device__ void decay_out(Out& out) const {
-    if constexpr (mode == Walk::values) {
+    if constexpr (adds_pairs(mode)) {
       if (!params.factors) return;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -135,14 +135,6 @@ struct Walker {
 
   __device__ void decay(Accumulators& state) const {
     const float* const decay = reinterpret_cast<const float*>(inputs + shared.decay);
-    if (mode != Walk::keys && params.factors) {  // one for all channels
-      const float all = decay[0];
-#pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) state[j][i] *= all;
-      return;
-    }
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
 #pragma unroll
@@ -168,7 +160,7 @@ struct Walker {
       if (part == 1) return;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float2 factors = mode == Walk::values && params.factors ? out_factors(8 * j + lane % 4 * 2) : float2{1, 1};
+        const float2 factors = adds_pairs(mode) && params.factors ? out_factors(8 * j + lane % 4 * 2) : float2{1, 1};
 #pragma unroll
         for (int i = 0; i < 4; ++i) out[j][i] += (i % 2 ? factors.y : factors.x) * partial()[32 * (4 * j + i)];
       }

@@ -22,7 +22,7 @@ struct WalkShared {
   constexpr WalkShared(Walk mode, int C, int tile, int stages) : across(0), columns(mode == Walk::local ? 0 : C * 128) {
     rows = columns + C * 128;
     pairs = rows + tile * 128;
-    decay = pairs + (mode == Walk::values ? 8192 : 0);
+    decay = pairs + (adds_pairs(mode) ? 8192 : 0);
     factors = decay + (mode == Walk::keys ? tile : C) * 4;
     stage = (factors + 512 + 1023) / 1024 * 1024;
     out = stages * stage;

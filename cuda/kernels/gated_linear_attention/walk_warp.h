@@ -28,9 +28,9 @@ __device__ inline void contract(const Walker<mode, C, threads>& walker, const ty
 }
 
 /// out += rows · pairsᵀ, in reverse out += rows · pairs
-template <int C, int threads>
-__device__ inline void add_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
-  const bool reverse = walker.params.reverse;
+template <Walk mode, int C, int threads>
+__device__ inline void add_pairs(const Walker<mode, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
+  constexpr bool reverse = mode == Walk::values_reverse;
   const BlockAddress pairs(device::shared_address(walker.inputs + walker.shared.pairs), reverse);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
@@ -52,7 +52,7 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   uint32_t rows[4][4];
   walker.load_rows(rows);
   walker.decay_out(out);
-  if constexpr (mode == Walk::values)
+  if constexpr (adds_pairs(mode))
     if (walker.part == 0) add_pairs(walker, rows, out);
   if constexpr (mode != Walk::local) walker.stage_out(out);
   walker.decay(state);

@@ -41,8 +41,9 @@ __device__ inline void settle(uint32_t (&a)[4][4]) {
 }
 
 /// Begins out += rows · pairsᵀ, in reverse out += rows · pairs.
-template <bool reverse, int C, int threads>
-__device__ inline void begin_pairs(const Walker<Walk::values, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
+template <Walk mode, int C, int threads>
+__device__ inline void begin_pairs(const Walker<mode, C, threads>& walker, const uint32_t (&rows)[4][4], float (&out)[8][4]) {
+  constexpr bool reverse = mode == Walk::values_reverse;
   const uint32_t pairs = device::shared_address(walker.inputs) + walker.shared.pairs;
   device::wgmma_fence();
 #pragma unroll
@@ -63,17 +64,17 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
   const uint32_t base = device::shared_address(walker.inputs), from = base + walker.shared.columns + walker.part * (columns / 64) * kPanelBytes;
   uint32_t rows[4][4];
   walker.load_rows(rows);
-  if constexpr (mode == Walk::values) {
+  if constexpr (adds_pairs(mode)) {
     walker.decay_out(out);
-    if (walker.params.reverse) begin_pairs<true>(walker, rows, out);
-    else begin_pairs<false>(walker, rows, out);
+    begin_pairs(walker, rows, out);
   }
   walker.decay(state);
-  if (walker.params.factors) {  // until the pairs' products end, the rows are their operands
+  if constexpr (adds_pairs(mode)) {  // until these products end, the rows are their operands
     device::wgmma_wait<0>();
+    device::settle(out);
     settle(rows);
-    walker.decay_rows(rows);
   }
+  walker.decay_rows(rows);
   device::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
@@ -83,11 +84,7 @@ __device__ inline void update(const Walker<mode, C, threads>& walker, typename W
       device::wgmma<true>(part, rows[k], device::wgmma_operand(from + block * 2 * kPanelBytes + k * 2048, kPanelBytes), 1);
     }
   device::wgmma_commit();
-  if constexpr (mode != Walk::local) {
-    device::wgmma_wait<1>();
-    device::settle(out);
-    walker.stage_out(out);
-  }
+  if constexpr (mode != Walk::local) walker.stage_out(out);
   device::wgmma_wait<0>();
   device::settle(state);
 }
