@@ -82,7 +82,8 @@ sanitized() { # TOOL
 
 compile "build" $build braid_test_ops braid_test_cuda braid_test_train braid_bench braid_bench_model -- || exit 1
 # Beside the tests, which wait for the GPU half of their time; it must end before anything is timed.
-(log=$(mktemp -d) && renice -n 19 $BASHPID && compile "" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF) >"$log/sm_80" 2>&1 &
+mkdir "$log/80"
+(log=$log/80 && renice -n 19 $BASHPID && compile "" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF) >"$log/sm_80" 2>&1 &
 sm_80=$!
 run_tests "offsets past 2^31" $build/tests/braid_test_cuda 'CudaLarge*'
 if command -v compute-sanitizer >/dev/null; then
