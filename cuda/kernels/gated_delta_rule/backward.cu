@@ -2,8 +2,8 @@
 //   dU^T = out ∘ (dS^T k^T) + dO^T P,   dR^T = dU^T A,   dV = beta dR,   dS^T = total dS^T + (q_in ∘ dO^T) q − (beta in ∘ dR^T) k
 // With a decay per channel out, q_in and in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // dU, A and dR go into products as a bf16 and its rest, as in the forward walk. Writers store dS, dR and dV.
+#include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
-#include "cuda/kernels/gated_delta_rule/walk.h"
 
 namespace braid::delta_cuda {
 namespace {

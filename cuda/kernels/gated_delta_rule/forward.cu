@@ -3,8 +3,8 @@
 //   O^T = q_in ∘ (S^T q^T) + U^T P^T                                                               writers
 // With a decay per channel in, out and q_in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state.
+#include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
-#include "cuda/kernels/gated_delta_rule/walk.h"
 
 namespace braid::delta_cuda {
 namespace {

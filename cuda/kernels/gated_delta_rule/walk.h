@@ -52,12 +52,6 @@ template <class Plan>
 __device__ inline void load_keys(const Problem& p, const Lane& x, const bf16* rows, int64_t chunk, uint32_t to, int thread) {
   copy_rows<Plan::K, kLoaderThreads>(to, rows + (x.first(chunk) * p.H + x.head) * p.K, p.H * p.K, x.count(chunk), thread);
 }
-/// Rows of a part of `decayed`.
-template <class Plan>
-__device__ inline void load_decayed(const Problem& p, const Lane& x, Decayed part, int64_t chunk, uint32_t to, int thread) {
-  const bf16* from = p.decayed + ((part * p.N + x.first(chunk)) * p.HV + x.j) * p.K;
-  copy_rows<Plan::K, kLoaderThreads>(to, from, p.HV * p.K, x.count(chunk), thread);
-}
 template <class Plan>
 __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* values, int64_t chunk, uint32_t to, int thread) {
   const bf16* from = values ? values + (x.first(chunk) * p.HV + x.j) * p.V + x.column : p.k;
@@ -72,35 +66,6 @@ __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* 
 /// Barrier `id` of `threads` threads of the block.
 __device__ inline void meet(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 __device__ inline void arrive(int id, int threads) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-
-/// The loaders' turns with a decay per channel: what members need first (early) has one place, which they leave half way through a chunk, the
-/// rest (late) one place or two. load_early(step), load_late(step), load_writers(step) begin copies, if there is such a step.
-enum Area : int { kEarly = 9, kLate = 10 };  // barriers
-template <class Plan>
-__device__ inline void leave(Area area) {
-  if (Plan::kByChannel && (area == kEarly || Plan::kStages == 1)) arrive(area, 32 * (Plan::kStateWarps + kLoaders));
-}
-template <class Plan, class Early, class Late, class Writers>
-__device__ inline void load_areas(int64_t steps, Early&& load_early, Late&& load_late, Writers&& load_writers) {
-  static_assert(Plan::kStages <= 2);
-  const auto wait_for = [](Area area) { meet(area, 32 * (Plan::kStateWarps + kLoaders)); };
-  if (steps > 0) load_early(0), load_late(0);
-  for (int64_t step = 0; step < steps; ++step) {
-    device::cp_async_commit();
-    device::cp_async_wait<0>();
-    __syncthreads();
-    const bool more = step + 1 < steps;
-    load_writers(step);
-    if (Plan::kStages == 2 && more) load_late(step + 1);
-    wait_for(kEarly);
-    if (more) load_early(step + 1);
-    if (Plan::kStages == 1) wait_for(kLate);
-    if (Plan::kStages == 1 && more) load_late(step + 1);
-  }
-  device::cp_async_commit();
-  device::cp_async_wait<0>();
-  __syncthreads();
-}
 
 /// One group's place and barriers, as a member or its writer sees them.
 template <class Plan>
