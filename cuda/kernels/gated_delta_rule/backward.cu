@@ -2,8 +2,8 @@
 //   dU^T = out ∘ (dS^T k^T) + dO^T P,   dR^T = dU^T A,   dV = beta dR,   dS^T = total dS^T + (q_in ∘ dO^T) q − (beta in ∘ dR^T) k
 // With a decay per channel out, q_in and in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // dU, A and dR go into products as a bf16 and its rest, as in the forward walk. Writers store dS, dR and dV.
+#include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
-#include "cuda/kernels/gated_delta_rule/walk.h"
 
 namespace braid::delta_cuda {
 namespace {
@@ -12,11 +12,13 @@ template <int keys, int groups, int members, int stages, bool by_channel>
 struct BackwardPlan : WalkPlan<keys, groups, members, by_channel> {
   using Walk = WalkPlan<keys, groups, members, by_channel>;
   static constexpr int kStages = stages;
-  // A stage: k, q (with decays per channel k_out, q_in, k_in), A, its rest, P, factors, d_o.
-  static constexpr int kQuery = Walk::kRowBytes, kUpdate = by_channel ? 2 * Walk::kRowBytes : 0;
-  static constexpr int kInverse = (by_channel ? 3 : 2) * Walk::kRowBytes, kScores = kInverse + 2 * kTileBytes;
-  static constexpr int kFactors = kScores + kTileBytes, kValues = kFactors + kFactorBytes, kStageBytes = kValues + groups * kSliceBytes;
-  static constexpr int kPlaces = stages * kStageBytes, kSharedBytes = kPlaces + groups * Walk::kPublished;
+  // A stage: k, q, A, its rest, P, factors, d_o. With decays per channel k_out, its rest and P come early, and a stage is k_in, q_in, A, its rest,
+  // factors, d_o.
+  static constexpr int kFirstStage = by_channel ? 2 * Walk::kRowBytes + kTileBytes : 0;
+  static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = by_channel ? kInverse : kInverse + 2 * kTileBytes;
+  static constexpr int kFactors = kInverse + (by_channel ? 2 : 3) * kTileBytes;
+  static constexpr int kValues = kFactors + kFactorBytes, kStageBytes = kValues + groups * kSliceBytes;
+  static constexpr int kPlaces = kFirstStage + stages * kStageBytes, kSharedBytes = kPlaces + groups * Walk::kPublished;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -28,29 +30,45 @@ __device__ inline void load_chunks(const BackwardParams& params, const Lane& x, 
     if (step < x.chunks) {
       const uint32_t stage = start + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes;
       const int64_t chunk = x.chunks - 1 - step, lane = (x.slot + chunk) * p.HV + x.j;
-      if constexpr (Plan::kByChannel) {
-        load_decayed<Plan>(p, x, kKeysOut, chunk, stage, thread);
-        load_decayed<Plan>(p, x, kQueriesIn, chunk, stage + Plan::kQuery, thread);
-        load_decayed<Plan>(p, x, kKeysIn, chunk, stage + Plan::kUpdate, thread);
-      } else {
-        load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-        load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
-      }
-      copy_bytes<3 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * num_squares(Plan::kByChannel) * kSquare, thread);
+      load_keys<Plan>(p, x, p.k, chunk, stage, thread);
+      load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
+      copy_bytes<3 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
       copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
     }
     device::cp_async_commit();
   };
-  constexpr int kAhead = Plan::kStages > 1 ? Plan::kStages - 1 : 1;
-  for (int step = 0; step < kAhead; ++step) load(step);
+  for (int step = 0; step < Plan::kStages - 1; ++step) load(step);
   for (int64_t step = 0; step < x.chunks; ++step) {
-    device::cp_async_wait<kAhead - 1>();
+    device::cp_async_wait<Plan::kStages - 2>();
     __syncthreads();
-    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
-    load(step + kAhead);
+    load(step + Plan::kStages - 1);
   }
   __syncthreads();
+}
+
+template <class Plan>
+__device__ inline void load_channel_chunks(const BackwardParams& params, const Lane& x, uint32_t start) {
+  const Problem& p = params.problem;
+  const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
+  const auto lane_of = [&](int64_t chunk) { return (x.slot + chunk) * p.HV + x.j; };
+  const auto squares_of = [&](int64_t chunk) { return p.squares + lane_of(chunk) * num_squares(true) * kSquare; };
+  const auto load_early = [&](int64_t step) {
+    const int64_t chunk = x.chunks - 1 - step;
+    load_decayed<Plan>(p, x, kKeysOut, chunk, start, thread);
+    load_decayed<Plan>(p, x, kKeysOutRest, chunk, start + Plan::kRowBytes, thread);
+    copy_bytes<kTileBytes, kLoaderThreads>(start + Plan::kScores, squares_of(chunk) + 2 * kSquare, thread);
+  };
+  const auto load_late = [&](int64_t step) {
+    const uint32_t stage = start + Plan::kFirstStage + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes;
+    const int64_t chunk = x.chunks - 1 - step;
+    load_decayed<Plan>(p, x, kKeysIn, chunk, stage, thread);
+    load_decayed<Plan>(p, x, kQueriesIn, chunk, stage + Plan::kQuery, thread);
+    copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, squares_of(chunk), thread);
+    copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
+    load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
+  };
+  load_areas<Plan>(x.chunks, load_early, load_late, [](int64_t) {});
 }
 
 /// Fragments of dO^T for 16 tokens, each token times a factor.
@@ -89,17 +107,18 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
   const int64_t own = ((x.s * p.HV + x.j) * p.K + group.member * keys) * p.V + x.column + 16 * group.group;
   float state[keys / 8][4];
   load_state<keys>(state, params.d_final ? params.d_final + own : nullptr, p.V);
-  int offset = 0;
+  int offset = Plan::kFirstStage;
   for (int64_t step = 0; step < x.chunks; ++step) {
     __syncthreads();
     const uint32_t stage = start + offset, values = stage + Plan::kValues + group.group * kSliceBytes + lane_offset<16, true>();
-    const uint32_t key_tile = stage + group.member * keys * 2;
+    const uint32_t key_tile = stage + group.member * keys * 2, early = Plan::kByChannel ? start : stage;
     const float* factors = reinterpret_cast<const float*>(memory + offset + Plan::kFactors);
     float u[8][4] = {}, r[8][4] = {};
     uint32_t fragments[keys / 16][4];
     to_state_fragments<keys>(fragments, state);
-    multiply_state<Plan::K, keys>(u, fragments, key_tile);
-    add_outputs<Plan>(u, factors, values, stage + Plan::kScores, group.member);
+    multiply_state<Plan::K, keys, Plan::kByChannel>(u, fragments, early + group.member * keys * 2);
+    add_outputs<Plan>(u, factors, values, early + Plan::kScores, group.member);
+    leave<Plan>(kEarly);
     group.add_up(u);
     group.publish_state(fragments);
     decay_state<Plan>(state, factors, group.member);
@@ -129,10 +148,10 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
 #pragma unroll
         for (int i = 0; i < 4; ++i) r[n][i] = -r[n][i];
       to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
-      update_state<Plan::K, keys, true>(state, a, rest, key_tile + Plan::kUpdate, 16 * l);
+      update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
     }
-    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
-    offset = offset + Plan::kStageBytes == Plan::kPlaces ? 0 : offset + Plan::kStageBytes;
+    leave<Plan>(kLate);
+    offset = offset + Plan::kStageBytes == Plan::kPlaces ? Plan::kFirstStage : offset + Plan::kStageBytes;
   }
   __syncthreads();
   if (params.d_initial) store_state<keys>(state, params.d_initial + own, p.V);
@@ -172,7 +191,10 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) backward_kernel(BackwardPar
   const uint32_t start = device::shared_address(memory);
   const Lane x = Lane::of<Plan>(params.problem);
   const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
-  if (writer >= Plan::kGroups) return load_chunks<Plan>(params, x, start);
+  if (writer >= Plan::kGroups) {
+    if constexpr (Plan::kByChannel) return load_channel_chunks<Plan>(params, x, start);
+    else return load_chunks<Plan>(params, x, start);
+  }
   const int group = writer < 0 ? warp / Plan::kMembers : writer;
   const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
   if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
@@ -193,7 +215,7 @@ void launch_backward(Context& ctx, const BackwardParams& params) {
   const bool narrow = is_narrow(params.problem), by_channel = params.problem.channel_decay;
   switch (params.problem.K) {
     case 64:
-      return by_channel ? launch_plan<BackwardPlan<64, 4, 1, 3, true>>(ctx, params) : launch_plan<BackwardPlan<64, 4, 1, 3, false>>(ctx, params);
+      return by_channel ? launch_plan<BackwardPlan<64, 4, 1, 2, true>>(ctx, params) : launch_plan<BackwardPlan<64, 4, 1, 3, false>>(ctx, params);
     case 128:
       if (narrow && by_channel) return launch_plan<BackwardPlan<128, 2, 2, 2, true>>(ctx, params);
       if (narrow) return launch_plan<BackwardPlan<128, 2, 2, 3, false>>(ctx, params);

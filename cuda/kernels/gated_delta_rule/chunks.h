@@ -31,9 +31,10 @@ inline constexpr int kTotals = kLogDecay * kChunk;
 
 /// Parts of `decayed`, of normalised q and k.
 enum Decayed : int {
-  kQueriesIn,  // scale q exp(g)
-  kKeysIn,     // k exp(g)
-  kKeysOut,    // k exp(g_end − g)
+  kQueriesIn,    // scale q exp(g)
+  kKeysIn,       // k exp(g)
+  kKeysOut,      // k exp(g_end − g): what it is wrong by never leaves the state, so there is
+  kKeysOutRest,  // what rounding left of it over
   kNumDecayed
 };
 

@@ -149,7 +149,7 @@ __device__ inline void add_slice(ChannelShared& shared, const Spot& spot, PairSu
 /// The decayed rows of a slice; two barriers after the last that read `scaled[1]`.
 __device__ inline void store_decayed(const Problem& p, const Chunk& chunk, int64_t j, int key, ChannelShared& shared, const Spot& spot) {
   auto& rows = shared.rows;
-  unsigned char* const out = rows.scaled[1][0];
+  unsigned char *const out = rows.scaled[1][0], *const out_rest = rows.scaled[1][1];
   each([&](int i, int n) {
     const int t = spot.row(i);
     const float2 sum = *reinterpret_cast<const float2*>(&rows.sums[t][spot.column(n)]);
@@ -159,14 +159,17 @@ __device__ inline void store_decayed(const Problem& p, const Chunk& chunk, int64
     const float norm = shared.factors[kKeyNorm][t];
     const float2 x = to_floats(q), y = to_floats(k);
     q = scaled(x, shared.factors[kQueryNorm][t], in), k = scaled(y, norm, in);
-    spot.word(out, i, n) = scaled(y, norm, {exp2_of(all.x - sum.x), exp2_of(all.y - sum.y)});
+    const float out_x = norm * y.x * exp2_of(all.x - sum.x), out_y = norm * y.y * exp2_of(all.y - sum.y);
+    const uint32_t pair = device::pack_bf16(out_x, out_y);
+    spot.word(out, i, n) = pair, spot.word(out_rest, i, n) = rest_of(pair, out_x, out_y);
   });
   if (threadIdx.x < kLevelKeys) (&shared.factors[0][0])[kTotals + key + threadIdx.x] = exp2_of(rows.sums[kChunk - 1][threadIdx.x]);
   __syncthreads();
   const int64_t at = (chunk.first * p.HV + j) * p.K + key, part = p.N * p.HV * p.K;
-  store_rows<kLevelKeys, kLevelThreads>(rows.q, p.decayed + kQueriesIn * part + at, p.HV * p.K, chunk.count, threadIdx.x);
-  store_rows<kLevelKeys, kLevelThreads>(rows.k, p.decayed + kKeysIn * part + at, p.HV * p.K, chunk.count, threadIdx.x);
-  store_rows<kLevelKeys, kLevelThreads>(out, p.decayed + kKeysOut * part + at, p.HV * p.K, chunk.count, threadIdx.x);
+  const auto store = [&](Decayed which, const unsigned char* tile) {
+    store_rows<kLevelKeys, kLevelThreads>(tile, p.decayed + which * part + at, p.HV * p.K, chunk.count, threadIdx.x);
+  };
+  store(kQueriesIn, rows.q), store(kKeysIn, rows.k), store(kKeysOut, out), store(kKeysOutRest, out_rest);
   __syncthreads();
 }
 

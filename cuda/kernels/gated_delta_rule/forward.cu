@@ -3,8 +3,8 @@
 //   O^T = q_in ∘ (S^T q^T) + U^T P^T                                                               writers
 // With a decay per channel in, out and q_in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state.
+#include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
-#include "cuda/kernels/gated_delta_rule/walk.h"
 
 namespace braid::delta_cuda {
 namespace {
@@ -13,33 +13,29 @@ template <int keys, int groups, int members, int stages, bool by_channel>
 struct ForwardPlan : WalkPlan<keys, groups, members, by_channel> {
   using Walk = WalkPlan<keys, groups, members, by_channel>;
   static constexpr int kStages = stages;
-  // A member's stage: k (with decays per channel k_in, k_out), A, its rest, factors, v. A writer's: q, P, q_in (q_in, P, its rest).
-  static constexpr int kUpdate = by_channel ? Walk::kRowBytes : 0, kInverse = kUpdate + Walk::kRowBytes, kFactors = kInverse + 2 * kTileBytes,
-                       kValues = kFactors + kFactorBytes;
-  static constexpr int kStageBytes = kValues + groups * kSliceBytes;
-  static constexpr int kScores = Walk::kRowBytes, kScoreBytes = (by_channel ? 2 : 1) * kTileBytes;
-  static constexpr int kQueryFactors = kScores + kScoreBytes, kWriterBytes = kQueryFactors + (by_channel ? 0 : kChunk * 4);
-  static constexpr int kWriters = stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
+  // A member's stage: k, A, its rest, factors, v. A writer's: q, P, q_in. With decays per channel k_in and v come early, and a stage is k_out, its
+  // rest, A, its rest, factors; a writer's: q_in, P (its rest, where there is room).
+  static constexpr int kFirstStage = by_channel ? Walk::kRowBytes + groups * kSliceBytes : 0, kScoreTiles = by_channel && keys < 256 ? 2 : 1;
+  static constexpr int kInverse = (by_channel ? 2 : 1) * Walk::kRowBytes, kFactors = kInverse + 2 * kTileBytes;
+  static constexpr int kValues = by_channel ? Walk::kRowBytes : kFactors + kFactorBytes;
+  static constexpr int kStageBytes = kFactors + kFactorBytes + (by_channel ? 0 : groups * kSliceBytes);
+  static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + kScoreTiles * kTileBytes;
+  static constexpr int kWriterBytes = kQueryFactors + (by_channel ? 0 : kChunk * 4);
+  static constexpr int kWriters = kFirstStage + stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
   static constexpr int kSharedBytes = kPlaces + groups * Walk::kPublished;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
 template <class Plan>
 __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, uint32_t start) {
-  constexpr int kSquares = num_squares(Plan::kByChannel);
   const Problem& p = params.problem;
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
   const auto load_stage = [&](int64_t chunk) {
     if (chunk < x.chunks) {
       const uint32_t stage = start + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
       const int64_t lane = (x.slot + chunk) * p.HV + x.j;
-      if constexpr (Plan::kByChannel) {
-        load_decayed<Plan>(p, x, kKeysIn, chunk, stage, thread);
-        load_decayed<Plan>(p, x, kKeysOut, chunk, stage + Plan::kUpdate, thread);
-      } else {
-        load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-      }
-      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * kSquares * kSquare, thread);
+      load_keys<Plan>(p, x, p.k, chunk, stage, thread);
+      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
       copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, p.v, chunk, stage + Plan::kValues, thread);
     }
@@ -48,25 +44,45 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
   const auto load_writers = [&](int64_t chunk) {
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
     const int64_t lane = (x.slot + chunk) * p.HV + x.j;
-    copy_bytes<Plan::kScoreBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * kSquares + 2) * kSquare, thread);
-    if constexpr (Plan::kByChannel) {
-      load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
-    } else {
-      load_keys<Plan>(p, x, p.q, chunk, stage, thread);
-      copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
-    }
+    load_keys<Plan>(p, x, p.q, chunk, stage, thread);
+    copy_bytes<kTileBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
+    copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
     device::cp_async_commit();
   };
-  constexpr int kAhead = Plan::kStages > 1 ? Plan::kStages - 1 : 1;
-  for (int chunk = 0; chunk < kAhead; ++chunk) load_stage(chunk);
+  for (int chunk = 0; chunk < Plan::kStages - 1; ++chunk) load_stage(chunk);
   for (int64_t chunk = 0; chunk <= x.chunks; ++chunk) {
-    device::cp_async_wait<kAhead - 1>();
+    device::cp_async_wait<Plan::kStages - 2>();
     __syncthreads();
     if (chunk == x.chunks) break;
     load_writers(chunk);
-    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
-    load_stage(chunk + kAhead);
+    load_stage(chunk + Plan::kStages - 1);
   }
+}
+
+template <class Plan>
+__device__ inline void load_channel_chunks(const ForwardParams& params, const Lane& x, uint32_t start) {
+  constexpr int kSquares = num_squares(true);
+  const Problem& p = params.problem;
+  const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
+  const auto load_early = [&](int64_t chunk) {
+    load_decayed<Plan>(p, x, kKeysIn, chunk, start, thread);
+    load_values<Plan>(p, x, p.v, chunk, start + Plan::kValues, thread);
+  };
+  const auto load_late = [&](int64_t chunk) {
+    const uint32_t stage = start + Plan::kFirstStage + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
+    const int64_t lane = (x.slot + chunk) * p.HV + x.j;
+    load_decayed<Plan>(p, x, kKeysOut, chunk, stage, thread);
+    load_decayed<Plan>(p, x, kKeysOutRest, chunk, stage + Plan::kRowBytes, thread);
+    copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * kSquares * kSquare, thread);
+    copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+  };
+  const auto load_writers = [&](int64_t chunk) {
+    const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
+    const bf16* scores = p.squares + (((x.slot + chunk) * p.HV + x.j) * kSquares + 2) * kSquare;
+    load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
+    copy_bytes<Plan::kScoreTiles * kTileBytes, kLoaderThreads>(stage + Plan::kScores, scores, thread);
+  };
+  load_areas<Plan>(x.chunks, load_early, load_late, load_writers);
 }
 
 /// r = beta (v − in r), v the group's own 16 columns; without_in: r = beta (v − r).
@@ -97,18 +113,19 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
   const int64_t own = ((x.s * p.HV + x.j) * p.K + group.member * keys) * p.V + x.column + 16 * group.group;
   float state[keys / 8][4];
   load_state<keys>(state, params.initial ? params.initial + own : nullptr, p.V);
-  int stage = 0;
+  int stage = Plan::kFirstStage;
   for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
     __syncthreads();
-    const uint32_t key_tile = start + stage + group.member * keys * 2;
+    const uint32_t key_tile = start + stage + group.member * keys * 2, early = start + (Plan::kByChannel ? 0 : stage);
     const float* factors = reinterpret_cast<const float*>(memory + stage + Plan::kFactors);
     float r[8][4] = {}, u[8][4] = {};
     uint32_t fragments[keys / 16][4];
     to_state_fragments<keys>(fragments, state);
-    multiply_state<Plan::K, keys>(r, fragments, key_tile);
+    multiply_state<Plan::K, keys>(r, fragments, early + group.member * keys * 2);
     group.add_up(r);
     group.publish_state(fragments);
-    subtract_from_values<Plan::kByChannel>(r, start + stage + Plan::kValues + group.group * kSliceBytes, factors);
+    subtract_from_values<Plan::kByChannel>(r, early + Plan::kValues + group.group * kSliceBytes, factors);
+    leave<Plan>(kEarly);
     multiply_inverse<false>(u, r, start + stage + Plan::kInverse);
     decay_state<Plan>(state, factors, group.member);
 #pragma unroll
@@ -123,10 +140,10 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
       to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
-      update_state<Plan::K, keys, true>(state, a, rest, key_tile + Plan::kUpdate, 16 * l);
+      update_state<Plan::K, keys, true, Plan::kByChannel>(state, a, rest, key_tile, 16 * l);
     }
-    if constexpr (Plan::kStages == 1) meet_loaders<Plan>();
-    stage = stage + Plan::kStageBytes == Plan::kWriters ? 0 : stage + Plan::kStageBytes;
+    leave<Plan>(kLate);
+    stage = stage + Plan::kStageBytes == Plan::kWriters ? Plan::kFirstStage : stage + Plan::kStageBytes;
   }
   __syncthreads();
   store_state<keys>(state, params.final_state + own, p.V);
@@ -162,7 +179,7 @@ __device__ inline void write_outputs(const ForwardParams& params, const Lane& x,
         device::ldmatrix_x4(b, at);
         mma_two(o[2 * m], o[2 * m + 1], u[l], b);
         mma_two(o[2 * m], o[2 * m + 1], rest[l], b);
-        if constexpr (Plan::kByChannel) {
+        if constexpr (Plan::kScoreTiles == 2) {
           device::ldmatrix_x4(b, at + kTileBytes);
           mma_two(o[2 * m], o[2 * m + 1], u[l], b);
         }
@@ -183,7 +200,10 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) forward_kernel(ForwardParam
   const uint32_t start = device::shared_address(memory);
   const Lane x = Lane::of<Plan>(params.problem);
   const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
-  if (writer >= Plan::kGroups) return load_chunks<Plan>(params, x, start);
+  if (writer >= Plan::kGroups) {
+    if constexpr (Plan::kByChannel) return load_channel_chunks<Plan>(params, x, start);
+    else return load_chunks<Plan>(params, x, start);
+  }
   const int group = writer < 0 ? warp / Plan::kMembers : writer;
   const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
   if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
@@ -204,7 +224,7 @@ void launch_forward(Context& ctx, const ForwardParams& params) {
   const bool narrow = is_narrow(params.problem), by_channel = params.problem.channel_decay;
   switch (params.problem.K) {
     case 64:
-      return by_channel ? launch_plan<ForwardPlan<64, 4, 1, 3, true>>(ctx, params) : launch_plan<ForwardPlan<64, 4, 1, 3, false>>(ctx, params);
+      return by_channel ? launch_plan<ForwardPlan<64, 4, 1, 2, true>>(ctx, params) : launch_plan<ForwardPlan<64, 4, 1, 3, false>>(ctx, params);
     case 128:
       if (narrow && by_channel) return launch_plan<ForwardPlan<128, 2, 2, 2, true>>(ctx, params);
       if (narrow) return launch_plan<ForwardPlan<128, 2, 2, 3, false>>(ctx, params);

@@ -3,11 +3,11 @@
 //   d_q = scale (exp(G) ∘ (dO S^T) + Σ_{j<i} E_ij exp(G_i − G_j) k_j + (dO · U)_i k_i)
 //   d_k = Z − beta X + scale (dO · U)_i q_i,   X = exp(G) ∘ (dR S^T) + Σ_{j<i} F_ij exp(G_i − G_j) k_j,   d_beta = dR · v − k · X
 //   Z = exp(G_end − G) ∘ (U dS^T) + Σ_{i>j} exp(G_i − G_j) (scale E_ij q_i − beta_i F_ij k_i)
-// Sums over pairs go by levels (levels.h): with E and F symmetric, and the rows of a level decayed to its middle,
+// Sums over pairs go by levels (levels.h): with the rows of a level decayed to its middle,
 //   one: scale q in upper halves, k in lower ones,   two: −beta k in upper halves, k in lower ones,
-// E one and F two hold all of them. d_log_decay of token t, per channel, is what crosses it: tokens' own sums with the states, from t on or before
-// it, total <S, dS>, and of pairs j < t ≤ i the rows' sums minus the columns': pairs on one side of t cancel exactly but for float32, because both of
-// their terms are the same product of the same rounded numbers.
+// (E + E^T) one and (F + F^T) two hold all of them. d_log_decay of token t, per channel, is what crosses it: tokens' own sums with the states, from t
+// on or before it, total <S, dS>, and of pairs j < t ≤ i the rows' sums minus the columns': pairs on one side of t cancel exactly but for float32,
+// because both of their terms are the same product of the same rounded numbers.
 #include "cuda/kernels/gated_delta_rule/gradients.h"
 #include "cuda/kernels/gated_delta_rule/levels.h"
 
@@ -35,20 +35,19 @@ struct ChannelShared {
 };
 static_assert(2 * kStageBytes <= sizeof(ChannelShared::Work));
 
-/// E and F, symmetric with nothing on the diagonal, and the diagonal.
+/// E and F, zeros on and above the diagonal, and the diagonal.
 __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], const Place& place) {
-  const auto put = [](unsigned char* tile, int row, int column, float x) {
-    *reinterpret_cast<bf16*>(tile + tile_offset<kChunk>(row, column / 8 * 8) + column % 8 * 2) = device::from_float<bf16>(x);
-  };
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int t = place.token() + i / 2 * 8, s = 32 * place.half + 8 * n + 2 * (threadIdx.x % 4) + i % 2;
-      if (s > t) continue;
-      if (s == t) shared.diagonal[t] = d_p[n][i];
-      put(shared.e, t, s, s < t ? d_p[n][i] : 0.0f), put(shared.f, t, s, s < t ? d_m[n][i] : 0.0f);
-      if (s < t) put(shared.e, s, t, d_p[n][i]), put(shared.f, s, t, d_m[n][i]);
+    for (int half = 0; half < 2; ++half) {
+      const int t = place.token() + 8 * half, s = 32 * place.half + 8 * n + 2 * (threadIdx.x % 4);
+      const float *const p = &d_p[n][2 * half], *const m = &d_m[n][2 * half];
+      const uint32_t at = tile_offset<kChunk>(t, s / 8 * 8) + s % 8 * 2;
+      *reinterpret_cast<uint32_t*>(shared.e + at) = device::pack_bf16(s < t ? p[0] : 0.0f, s + 1 < t ? p[1] : 0.0f);
+      *reinterpret_cast<uint32_t*>(shared.f + at) = device::pack_bf16(s < t ? m[0] : 0.0f, s + 1 < t ? m[1] : 0.0f);
+      if (s == t) shared.diagonal[t] = p[0];
+      if (s + 1 == t) shared.diagonal[t] = p[1];
     }
 }
 
@@ -71,11 +70,19 @@ __device__ inline void store_span(ChannelShared& shared, float (&span)[8]) {
   }
 }
 
+/// The A fragment (band, other) of E + E^T or F + F^T, `tile` a lower triangle.
+__device__ inline void load_symmetric(uint32_t (&a)[4], uint32_t tile, int band, int other) {
+  uint32_t mirrored[4];
+  if (other <= band) device::ldmatrix_x4(a, tile + block_at<kChunk>(lane_offset<kChunk, false>(), 16 * band, 16 * other));
+  if (other >= band) device::ldmatrix_x4_transposed(mirrored, tile + block_at<kChunk>(lane_offset<kChunk, true>(), 16 * other, 16 * band));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a[i] = other < band ? a[i] : other > band ? mirrored[i] : a[i] | mirrored[i];  // one of the two is zero
+}
+
 /// one += E tile, two += F tile over the pairs of a level, for this warp's 16 tokens and 32 channels.
 __device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const Spot& spot, int level,
                                  float (&one)[kTiles][4], float (&two)[kTiles][4]) {
-  const uint32_t block = lane_offset<kChunk, false>(), e = device::shared_address(shared.e), f = device::shared_address(shared.f);
-  const uint32_t first = device::shared_address(tiles[0]), columns = block ^ (spot.half * 64);
+  const uint32_t first = device::shared_address(tiles[0]), columns = lane_offset<kKeys, false>() ^ (spot.half * 64);
   const int row = spot.lane / 4, column = spot.lane % 4 * 2, differing = (row ^ column) & 6;  // but for the lowest bit, that of two neighbours
   const uint32_t neighbours = differing ? 0u : row & 1 ? 0xffffu : 0xffff0000u;
   const uint32_t mask = level == 1 ? neighbours : (level == 4 ? differing & 4 : differing == 2) ? ~0u : 0u;
@@ -83,8 +90,8 @@ __device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&ti
   for (int i = 0; i < (level == 32 ? 2 : 1); ++i) {
     const int other = level == 32 ? ((spot.band & 2) ^ 2) + i : level == 16 ? spot.band ^ 1 : spot.band;
     uint32_t a[2][4];
-    device::ldmatrix_x4(a[0], e + block_at<kChunk>(block, 16 * spot.band, 16 * other));
-    device::ldmatrix_x4(a[1], f + block_at<kChunk>(block, 16 * spot.band, 16 * other));
+    load_symmetric(a[0], device::shared_address(shared.e), spot.band, other);
+    load_symmetric(a[1], device::shared_address(shared.f), spot.band, other);
 #pragma unroll
     for (auto& x : a) {
       if (level == 8) x[0] = x[3] = 0;

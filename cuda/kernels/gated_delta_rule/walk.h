@@ -52,12 +52,6 @@ template <class Plan>
 __device__ inline void load_keys(const Problem& p, const Lane& x, const bf16* rows, int64_t chunk, uint32_t to, int thread) {
   copy_rows<Plan::K, kLoaderThreads>(to, rows + (x.first(chunk) * p.H + x.head) * p.K, p.H * p.K, x.count(chunk), thread);
 }
-/// Rows of a part of `decayed`.
-template <class Plan>
-__device__ inline void load_decayed(const Problem& p, const Lane& x, Decayed part, int64_t chunk, uint32_t to, int thread) {
-  const bf16* from = p.decayed + ((part * p.N + x.first(chunk)) * p.HV + x.j) * p.K;
-  copy_rows<Plan::K, kLoaderThreads>(to, from, p.HV * p.K, x.count(chunk), thread);
-}
 template <class Plan>
 __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* values, int64_t chunk, uint32_t to, int thread) {
   const bf16* from = values ? values + (x.first(chunk) * p.HV + x.j) * p.V + x.column : p.k;
@@ -72,12 +66,6 @@ __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* 
 /// Barrier `id` of `threads` threads of the block.
 __device__ inline void meet(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 __device__ inline void arrive(int id, int threads) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-
-/// Where a block has one stage: members are done with it, loaders may fill it again.
-template <class Plan>
-__device__ inline void meet_loaders() {
-  meet(9, 32 * (Plan::kStateWarps + kLoaders));
-}
 
 /// One group's place and barriers, as a member or its writer sees them.
 template <class Plan>
@@ -118,8 +106,9 @@ struct Group {
   }
 };
 
-/// c [16, 64] += S^T x^T for a tile of rows of K channels, from the channel that `tile` is the address of; a: the fragments of S^T.
-template <int K, int keys>
+/// c [16, 64] += S^T x^T for a tile of rows of K channels, from the channel that `tile` is the address of; a: the fragments of S^T. x may have a
+/// rest, in the next tile.
+template <int K, int keys, bool has_rest = false>
 __device__ inline void multiply_state(float (&c)[8][4], const uint32_t (&a)[keys / 16][4], uint32_t tile) {
   const uint32_t lane = lane_offset<K, true>();
 #pragma unroll
@@ -129,6 +118,10 @@ __device__ inline void multiply_state(float (&c)[8][4], const uint32_t (&a)[keys
       uint32_t b[4];
       device::ldmatrix_x4(b, tile + block_at<K>(lane, 16 * m, 16 * n));
       mma_two(c[2 * m], c[2 * m + 1], a[n], b);
+      if constexpr (has_rest) {
+        device::ldmatrix_x4(b, tile + kChunk * K * 2 + block_at<K>(lane, 16 * m, 16 * n));
+        mma_two(c[2 * m], c[2 * m + 1], a[n], b);
+      }
     }
 }
 template <int keys>
@@ -137,8 +130,9 @@ __device__ inline void to_state_fragments(uint32_t (&a)[keys / 16][4], const flo
   for (int n = 0; n < keys / 16; ++n) to_fragment(a[n], state[2 * n], state[2 * n + 1]);
 }
 
-/// S^T [16, keys] += (a + rest) x for 16 tokens, from `token` on. Two n-tiles take their turns so that no sum waits for itself.
-template <int K, int keys, bool has_rest>
+/// S^T [16, keys] += (a + rest) x for 16 tokens, from `token` on; x may have a rest, in the next tile. Two n-tiles take their turns so that no
+/// sum waits for itself.
+template <int K, int keys, bool has_rest, bool tile_has_rest = false>
 __device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t (&a)[4], const uint32_t (&rest)[4], uint32_t tile, int token) {
   const uint32_t lane = lane_offset<K, false>();
 #pragma unroll
@@ -151,6 +145,12 @@ __device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t 
     if constexpr (has_rest) {
       mma_two(state[2 * n], state[2 * n + 1], rest, b[0]);
       mma_two(state[2 * n + 2], state[2 * n + 3], rest, b[1]);
+    }
+    if constexpr (tile_has_rest) {
+      device::ldmatrix_x4_transposed(b[0], tile + kChunk * K * 2 + block_at<K>(lane, token, 16 * n));
+      device::ldmatrix_x4_transposed(b[1], tile + kChunk * K * 2 + block_at<K>(lane, token, 16 * n + 16));
+      mma_two(state[2 * n], state[2 * n + 1], a, b[0]);
+      mma_two(state[2 * n + 2], state[2 * n + 3], a, b[1]);
     }
   }
 }
