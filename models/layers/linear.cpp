@@ -9,8 +9,6 @@ LinearLayer::LinearLayer(const std::string& name, int64_t in, int64_t out, bool 
   if (has_bias) declare(bias, name + ".bias", {out}, Init::zeros);
 }
 
-Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
-  return linear(ctx, x, weight.use(ctx), has_bias_ ? bias.use(ctx) : Tensor{});
-}
+Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const { return linear(ctx, x, weight.use(ctx), has_bias_ ? bias.use(ctx) : Tensor{}); }
 
 }  // namespace braid
