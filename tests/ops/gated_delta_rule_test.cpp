@@ -69,6 +69,17 @@ OpCase<GatedDeltaRule> forgetful_case(const std::string& name, const Spec& x, do
   return result;
 }
 
+/// Every key the same: what a token writes, the next one reads.
+OpCase<GatedDeltaRule> identical_keys_case(const std::string& name, const Spec& x) {
+  OpCase<GatedDeltaRule> result = long_case(name, x);
+  result.inputs = [x](Context& ctx, Random& random) {
+    Inputs in = make_inputs(ctx, random, x);
+    in.k = from_vector(ctx, std::vector<double>(in.k.numel(), 1), in.k.shape());
+    return in;
+  };
+  return result;
+}
+
 const InputKinds kKinds{
     .accumulator = {"beta", "log_decay", "initial_state"}, .token = {"q", "k", "v", "beta", "log_decay"}, .state = {"initial_state"}};
 
@@ -121,6 +132,7 @@ std::vector<OpCase<GatedDeltaRule>> cases() {
       long_case("channel_beta_two",
                 {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1, .beta_low = 2, .beta_high = 2}),
       long_case("channel_beta_zero", {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1, .beta_high = 0}),
+      identical_keys_case("channel_identical_keys", {.lengths = {130, 20}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -0.1}),
       long_case("beta_two", {.lengths = {130}, .K = 16, .low = -0.1, .beta_low = 2, .beta_high = 2}),
       long_case("beta_one", {.lengths = {130}, .K = 16, .decay = none, .beta_low = 1, .beta_high = 1}),
       long_case("beta_zero", {.lengths = {130}, .K = 16, .decay = channel, .low = -0.1, .beta_high = 0}),
