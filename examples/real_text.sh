@@ -64,7 +64,10 @@ train() {
   for part in train valid; do
     [ -f "$folder/$part.h5" ] || "$braid" tokenize --input "$folder/$part.jsonl" --out "$folder/$part.h5"
   done
-  note() { # NAME MODEL
+  note() { # NAME RUN: a checkpoint is read and its digests are checked once, for three answers
+    rm -rf "$folder/model"
+    "$braid" convert --from "$2" --to "$folder/model" >/dev/null
+    set -- "$1" "$folder/model"
     echo "== $1: perplexity"
     "$braid" eval --model "$2" --task ppl --data "$folder/valid.h5" --context 4096 --batch-tokens 65536 --max-tokens 1048576 --device cuda --dtype bf16
     echo "== $1: recall of a number hidden in 1,024 bytes"

@@ -50,7 +50,10 @@ run_tests() { # NAME PROGRAM FILTER [PROCESSES]: most of the time is the oracle'
   row "$1" "$ok passed, $bad failed in $((SECONDS - start)) s"
   if [ "$bad" != 0 ]; then
     failed=1
-    grep -vE '^\[ RUN      \]|^\[       OK \]' "$log/tests" | tail -n 60
+    grep -E '^\[  FAILED  \].*ms\)$' "$log/tests"
+    for ((i = 0; i < processes; ++i)); do # what each process that failed had to say
+      ! grep -qE '^\[  FAILED  \]' "$log/tests$i" || grep -vE '^\[ RUN      \]|^\[       OK \]|^\[---|^$' "$log/tests$i" | tail -n 40
+    done
   fi
 }
 

@@ -103,7 +103,7 @@ TEST(VeryLongMember, LinearRecurrence) {
 }
 
 TEST(VeryLongMember, LinearAttention) {
-  expect_laws_of_linear_attention(problem(constant, 4, 4, 64, 64), kVeryLong);
+  expect_laws_of_linear_attention(problem(constant, 8, 8, 64, 64), kVeryLong);
   expect_laws_of_linear_attention(problem(channel, 1, 1, 64, 64), kVeryLong);
 }
 
