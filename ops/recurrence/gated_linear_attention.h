@@ -41,9 +41,10 @@ struct GatedLinearAttention {
   };
   struct Saved {
     Tensor q, k, v, log_decay, initial_state;
-    Tensor states;                 // chunked: [chunks of 64 of all sequences, H, K, V], before each; token: [N, H, K, V], after each token;
-                                   // CUDA: [slots of chunks of 64, H, K, V], before each chunk (cuda/kernels/gated_linear_attention/chunks.h)
-    Tensor pairs, decay, factors;  // CUDA's tensor cores, where channels share decays: of each chunk (cut.h there)
+    Tensor states;  // chunked: [chunks of 64 of all sequences, H, K, V], before each; token: [N, H, K, V], after each token;
+                    // CUDA: [slots of chunks of 64, H, K, V], before each chunk (cuda/kernels/gated_linear_attention/chunks.h)
+    // CUDA's tensor cores, where channels share decays: of each chunk (cut.h there).
+    Tensor pairs, decay, factors;
   };
   struct Attrs {
     Sequences seqs;               // must end at N
