@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "io/file.h"
+#include "io/sha256_blocks.h"
 
 namespace braid {
 
@@ -17,8 +18,7 @@ class Sha256 {
   std::string hex() const;
 
  private:
-  void compress(const uint8_t* block);
-  std::array<uint32_t, 8> state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  detail::Sha256State state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::array<uint8_t, 64> block_{};
   uint64_t num_bytes_ = 0;
 };

@@ -127,6 +127,17 @@ TEST(Sha256, KnownDigests) {
   EXPECT_EQ(sha256_of(std::string(1'000'000, 'a')), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }
 
+TEST(Sha256, TheProcessorsInstructionsGiveTheDefinition) {
+  std::vector<uint8_t> bytes(64 * 9 + 3);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 2654435761U >> 13);
+  for (const int64_t count : {0, 1, 2, 9}) {
+    detail::Sha256State fast = {1, 2, 3, 4, 5, 6, 7, 0x80000000U}, portable = fast;
+    detail::sha256_blocks(fast, bytes.data() + 3, count);  // at an odd address
+    detail::sha256_blocks_portable(portable, bytes.data() + 3, count);
+    EXPECT_EQ(fast, portable) << count << " blocks";
+  }
+}
+
 TEST(Sha256, PiecesMakeNoDifference) {
   const TempDir dir;
   std::string text;
