@@ -38,35 +38,37 @@ TEST(Mpi, OneRankWithoutMpirun) {
   EXPECT_EQ(result.out, "1 ranks\n");
 }
 
-/// The job ends with an error, soon, and says `named`.
-void expect_end(const std::string& scenario, const std::string& named) {
+/// The job ends with an error, soon, and says one of `named`: the rank that ends first is heard, whether it waited itself or was told.
+void expect_end(const std::string& scenario, const std::vector<std::string>& named) {
   const auto start = std::chrono::steady_clock::now();
   const ProgramResult result = ranks(3, scenario);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
   EXPECT_NE(result.status, 0);
-  EXPECT_NE((result.out + result.err).find(named), std::string::npos) << result.out << result.err;
+  const std::string said = result.out + result.err;
+  const bool is_named = std::any_of(named.begin(), named.end(), [&](const std::string& name) { return said.find(name) != std::string::npos; });
+  EXPECT_TRUE(is_named) << said;
 }
 
 TEST(Mpi, ARankThatStopsIsNamedByTheOthers) {
   BRAID_SKIP_WITHOUT_MPI();
-  expect_end("throws", "a mistake of rank 1 alone");
-  expect_end("throws", "all_reduce: rank 1 stopped with an error");
+  expect_end("throws", {"a mistake of rank 1 alone"});
+  expect_end("throws", {"all_reduce: rank 1 stopped with an error"});
 }
 TEST(Mpi, ARankThatHangsIsNamed) {
   BRAID_SKIP_WITHOUT_MPI();
-  expect_end("hangs", "all_reduce: rank 1 did not answer for 0.5 s");
+  expect_end("hangs", {"all_reduce: rank 1 did not answer for 0.5 s", "all_reduce: rank 1 stopped with an error or did not answer, says rank"});
 }
 TEST(Mpi, ARankThatDiesEndsTheJob) {
   BRAID_SKIP_WITHOUT_MPI();
-  expect_end("dies", "signal 9");
+  expect_end("dies", {"signal 9"});
 }
 TEST(Mpi, AnotherSizeIsAnError) {
   BRAID_SKIP_WITHOUT_MPI();
-  expect_end("size", "must call it with a tensor of the same size");
+  expect_end("size", {"must call it with a tensor of the same size"});
 }
 TEST(Mpi, AnotherOperationIsAnError) {
   BRAID_SKIP_WITHOUT_MPI();
-  expect_end("differs", "did not answer for 0.5 s");
+  expect_end("differs", {"did not answer for 0.5 s", "stopped with an error or did not answer, says rank"});
 }
 
 }  // namespace
