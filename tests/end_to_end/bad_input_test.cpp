@@ -42,6 +42,8 @@ TEST(BadInput, OptionsAndNames) {
   expect_refused({"check", "none.safetensors"}, space, "none.safetensors");
   expect_refused(train_words("RUN", {"--device", "cuda"}), space, "--device");  // the tests hide every GPU
   expect_refused({"study", "--preset", "smoke", "--text", "text.txt", "--out", "R", "--device", "cuda"}, space, "--device");
+  const std::string model = data_path("models/gla_hybrid"), tokens = model + "/case.safetensors";
+  expect_refused({"forward", "--model", model, "--tokens", tokens, "--out", "o", "--device", "cuda"}, space, "--dtype must be f32 or bf16");
 }
 
 TEST(BadInput, DataSets) {

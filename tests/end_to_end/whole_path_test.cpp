@@ -50,6 +50,9 @@ TEST(WholePath, GenerationIsReproducibleAndIndependentOfTheChunk) {
   expect_done(whole);
   EXPECT_TRUE(whole.out.starts_with("the number 12 comes"));
   EXPECT_EQ(whole.out, braid_program(small, space).out);
+  Words plain(words.begin(), words.end() - 2), single = plain;
+  single.insert(single.end(), {"--dtype", "f32"});
+  EXPECT_EQ(braid_program(plain, space).out, braid_program(single, space).out) << "f32 is the default on the CPU";
 }
 
 TEST(WholePath, ConfigFileIsReadAndTheCommandLineWins) {

@@ -147,7 +147,7 @@ TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Con
   options.adamw.weight_decay = o.weight_decay;
   options.max_grad_norm = o.clip;
   options.recompute = recompute_level(o.recompute);
-  options.compute_dtype = o.dtype.empty() ? (ctx.on_cpu() ? DType::f32 : DType::bf16) : parse_compute_dtype("--dtype", o.dtype);
+  options.compute_dtype = compute_dtype(o.dtype, ctx);
   options.spike_margin = o.spike_margin;
   options.cost = model_cost(config, o.context);
   constexpr double kMeasuredPeak = 803e12;
