@@ -66,6 +66,16 @@ TEST(WholePath, ConfigFileIsReadAndTheCommandLineWins) {
   expect_refused({"train", "--config", "bad.ini"}, space, "--stepz");
 }
 
+TEST(Run, IsValidatedAtItsEndAtLeast) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN", {"--val-data", "d.h5", "--val-tokens", "512"}), space));
+  std::istringstream lines(space.read("RUN/metrics.jsonl"));
+  int64_t num_steps = 0;
+  for (std::string line; std::getline(lines, line);) EXPECT_EQ(parse_json("metrics", line).contains("val_loss"), ++num_steps == 6) << line;
+  EXPECT_EQ(num_steps, 6);
+}
+
 TEST(Run, HoldingACheckpointIsRefusedWithoutResume) {
   const Workspace space;
   make_data(space);

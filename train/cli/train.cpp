@@ -64,7 +64,7 @@ void declare(Options& options, TrainCommand& o) {
   options.choice("dtype", "what matrices are multiplied in (default: f32 on the CPU, bf16 on a GPU)", o.dtype, {"bf16", "f32"});
   options.integer("seed", "of first values and order of data", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.text("val-data", "token data set to validate on", o.val_data);
-  options.integer("val-every", "steps between validations; 0: none", o.val_every);
+  options.integer("val-every", "steps between validations; 0: one, after the last step", o.val_every);
   options.integer("val-tokens", "tokens of a validation; 0: all", o.val_tokens);
   options.integer("save-every", "steps between checkpoints; 0: only at the end", o.save_every);
   options.integer("keep", "newest checkpoints kept; 0: all", o.keep);
@@ -93,12 +93,16 @@ WeightedPath parse_weighted(const std::string& text) {
   return {text.substr(0, colon), weight};
 }
 
-std::shared_ptr<const TokenSource> open_for(const std::string& option, const std::string& path, const ModelConfig& config) {
+/// A data set from whose first `num_tokens` tokens (0: all) something can be learned or told.
+std::shared_ptr<const TokenSource> open_for(const std::string& option, const std::string& path, const ModelConfig& config, int64_t num_tokens = 0) {
   require_file(option, path);
   const int64_t vocab = TokenDataset(path).vocab_size();
   BRAID_CHECK(vocab <= config.vocab_size, option, " must have a vocabulary of at most ", config.vocab_size, " like the model, got ", path, " with ",
               vocab);
-  return open_token_source(path, config.vocab_size);
+  auto source = open_token_source(path, config.vocab_size);
+  BRAID_CHECK(has_target(*source, num_tokens), option, " must hold two tokens in a row of one document, got ", path, " with ", source->num_tokens(),
+              " tokens");
+  return source;
 }
 
 int64_t num_micro_batches(const TrainCommand& o) {
@@ -221,7 +225,7 @@ RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
   run.resume = o.resume;
   run.save_every = o.save_every;
   run.keep = o.keep;
-  run.val_every = o.val_every;
+  run.val_every = o.val_every > 0 || o.val_data.empty() ? o.val_every : o.steps;
   return run;
 }
 
@@ -289,7 +293,7 @@ int run_train(const Arguments& arguments) {
   const bool is_first = ranks->rank() == 0;
   const ModelConfig config = named_config("--model", o.model);
   const std::vector<WeightedSource> sources = open_sources(o, config);
-  const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config);
+  const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config, o.val_tokens);
   RunOptions run = run_options(o, config);
   const auto task = o.recall.task.empty() ? nullptr : make_task(o.recall, o.seed, config.vocab_size);
   const std::unique_ptr<BatchSource> source = make_source(o, sources, task.get(), share);
