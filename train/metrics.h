@@ -75,6 +75,9 @@ class ProgressLine {
   double seconds_per_step_ = 0;
 };
 
+/// `text` cut to what stays on one row of the terminal `descriptor`: a longer one could not be taken back. Whole where there is no width to know.
+std::string fit_to_terminal(std::string text, int descriptor);
+
 /// Resident memory of this process in bytes (0 where the system does not tell).
 int64_t resident_bytes();
 /// "1.2k", "34.5M", "2.1G": three digits that mean something.
