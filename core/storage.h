@@ -20,6 +20,8 @@ class Storage {
   std::byte* data() const { return data_; }
   int64_t size_bytes() const { return size_bytes_; }
   Device device() const { return stream_.device(); }
+  /// The stream it was made on.
+  Stream stream() const { return stream_; }
   /// True while no byte outside the storage was written (always true when it is not guarded).
   bool guards_intact() const;
 

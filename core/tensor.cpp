@@ -187,8 +187,12 @@ void copy_into(Context& ctx, const Tensor& to, const Tensor& from) {
   BRAID_CHECK(to.shape() == from.shape() && to.dtype() == from.dtype(), "copy: expected ", to.dtype(), " ", to.shape(), ", got ", from.dtype(), " ",
               from.shape());
   BRAID_CHECK(to.contiguous() && from.contiguous(), "copy: both tensors must be contiguous");
-  const Device device = to.device().kind == DeviceKind::cpu ? from.device() : to.device();
-  backend_of(device).copy(to.raw(), from.raw(), from.nbytes(), copy_kind(to.device(), from.device()), ctx.stream());
+  const Tensor& far = to.device().kind == DeviceKind::cpu ? from : to;
+  DeviceBackend& backend = backend_of(far.device());
+  const bool waits = ctx.on_cpu() && far.device().kind != DeviceKind::cpu;
+  const Stream stream = waits ? far.storage()->stream() : ctx.stream();
+  backend.copy(to.raw(), from.raw(), from.nbytes(), copy_kind(to.device(), from.device()), stream);
+  if (waits) backend.synchronize(stream);
 }
 
 void fill_zero(Context& ctx, const Tensor& tensor) {

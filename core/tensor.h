@@ -78,7 +78,8 @@ Tensor converted(Context& ctx, const Tensor& tensor, DType dtype);
 void convert_into(Context& ctx, const Tensor& to, const Tensor& from, bool add);
 /// The values copied byte for byte to the context's device.
 Tensor copied(Context& ctx, const Tensor& tensor);
-/// to[...] = from[...]: same shape and dtype, both contiguous, any devices. Ordered on the context's stream.
+/// to[...] = from[...]: same shape and dtype, both contiguous, any devices. Ordered on the context's stream; with a context on the CPU and a
+/// tensor elsewhere, on the stream that one was made on, and done on return.
 void copy_into(Context& ctx, const Tensor& to, const Tensor& from);
 /// Sets every byte to zero (contiguous tensors).
 void fill_zero(Context& ctx, const Tensor& tensor);

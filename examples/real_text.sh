@@ -1,12 +1,9 @@
 #!/usr/bin/env bash
 # A corpus of real prose from Debian's documentation packages, and a run on it.
 #   examples/real_text.sh corpus DIR           downloads the packages and writes DIR/train.jsonl, DIR/valid.jsonl, one document a line
-#   examples/real_text.sh train DIR [OPTIONS]  tokenizes them and trains 340M-gdn-3-1 for five minutes on a GPU: samples and perplexity before
-#                                              and after, in DIR/run and DIR/notes; OPTIONS go to `braid train`
-# Measured, 72 MB of text: on an H200 600 steps of 65,536 bytes in four and a half minutes (153,000 bytes a second, 46 % of 803 TFLOP/s), validation
-# loss 1.77 nats a byte after 100 steps, 1.19 after 300, 0.979 after 600. On an H100 154,000 bytes a second (46 %): 10.62 before the first step,
-# 1.80 after 100, 1.52 after 200, 1.25 after 300; recall of a hidden number 0 before training (chance 0.1). That run was cut off at step 377 by its
-# limit of time: recall and samples after training are still to be measured.
+#   examples/real_text.sh train DIR [OPTIONS]  tokenizes them and trains 340M-gdn-3-1 for five minutes on a GPU: samples, perplexity and
+#                                              recall before and after, in DIR/run and DIR/notes; OPTIONS go to `braid train`
+# What came of it: real_text.md.
 # Every 50th document is for validation. BRAID (the program) and STEPS may be set in the environment.
 set -eu -o pipefail
 packages="linux-doc-6.1 postgresql-doc-15 python3.11-doc perl-doc dict-gcide wordnet-base debian-handbook git-doc glibc-doc octave-doc maxima-doc"
@@ -83,7 +80,7 @@ train() {
   note before "$folder/run" >"$folder/notes"
   rm -rf "$folder/run"
   "$braid" train --model 340M-gdn-3-1 --data "$folder/train.h5" --val-data "$folder/valid.h5" --out "$folder/run" --device cuda --dtype bf16 \
-    --context 4096 --batch-tokens 65536 --accumulate 2 --steps "${STEPS:-550}" --lr 1e-3 --val-every 100 --val-tokens 1048576 "$@" | tee "$folder/train.log"
+    --context 4096 --batch-tokens 65536 --accumulate 2 --steps "${STEPS:-650}" --lr 1e-3 --val-every 100 --val-tokens 1048576 "$@" | tee "$folder/train.log"
   note after "$folder/run" >>"$folder/notes"
   cat "$folder/notes"
 }
