@@ -279,7 +279,7 @@ int run_train(const Arguments& arguments) {
   Options options("train", "train a model; SIGINT or SIGTERM ends it after a step with a checkpoint",
                   "braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --steps 500 --val-data val.h5 --val-every 100\n"
                   "  braid train --model tiny-gdn-3-1 --recall mqar --out RUN --steps 500\n"
-                  "  mpirun -n 4 braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --threads 1");
+                  "  mpirun -n 2 braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --threads 1");
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
   check(o);
