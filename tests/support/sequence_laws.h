@@ -147,14 +147,14 @@ void law_parts_on_cpu(const OpCase<Op>& op_case, const InputKinds& kinds, int pi
   law_parts<Op>(ctx, op_case, case_inputs(ctx, op_case), kinds, pieces, {[](bool, std::string_view) { return 1e-10; }});
 }
 
-/// Both runs are as far from the truth as law 3 allows (cuda_laws.h).
+/// A part is a block of law 3 (cuda_laws.h): it may be off by four times what a whole tensor may.
 template <class Op>
 void law_parts_on_cuda(const OpCase<Op>& op_case, const InputKinds& kinds, int pieces, DType dtype) {
   if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
   Context host, gpu = cuda::make_context();
   const typename Op::Inputs in = on_device(gpu, in_dtype<Op>(host, case_inputs(host, op_case), dtype, kinds));
   law_parts<Op>(gpu, op_case, in, kinds, pieces,
-                {[&](bool is_gradient, std::string_view name) { return 2 * cuda_tolerance(dtype, is_gradient, name); }, 0.25});
+                {[&](bool is_gradient, std::string_view name) { return 4 * cuda_tolerance(dtype, is_gradient, name); }, 0.25});
 }
 
 /// The chunked form against the definition in float64.
