@@ -111,7 +111,7 @@ void MetricsFile::sync() {
   if (::fsync(descriptor_) != 0 && errno != EINVAL) fail_path("cannot write", path_, errno);
 }
 
-ProgressLine::ProgressLine(std::FILE* out, const Options& options) : out_(out), options_(options), live_(::isatty(::fileno(out)) == 1) {}
+ProgressLine::ProgressLine(std::FILE* out, const Options& options) : out_(out), options_(options), live_(terminal_columns(::fileno(out)) > 0) {}
 
 ProgressLine::~ProgressLine() { finish(); }
 
@@ -144,9 +144,14 @@ void ProgressLine::finish() {
   std::fflush(out_);
 }
 
-std::string fit_to_terminal(std::string text, int descriptor) {
+int64_t terminal_columns(int descriptor) {
   winsize size = {};
-  if (::ioctl(descriptor, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 && text.size() >= size.ws_col) text.resize(size.ws_col - 1);
+  return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+std::string fit_to_terminal(std::string text, int descriptor) {
+  const int64_t columns = terminal_columns(descriptor);
+  if (columns > 0 && static_cast<int64_t>(text.size()) >= columns) text.resize(columns - 1);
   return text;
 }
 

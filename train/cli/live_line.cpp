@@ -13,7 +13,7 @@ constexpr std::chrono::milliseconds kLiveInterval(200), kLogInterval(10000);
 
 }  // namespace
 
-LiveLine::LiveLine() : live_(isatty(STDERR_FILENO) == 1), last_(std::chrono::steady_clock::now()) {}
+LiveLine::LiveLine() : live_(terminal_columns(STDERR_FILENO) > 0), last_(std::chrono::steady_clock::now()) {}
 
 LiveLine::~LiveLine() {
   if (live_ && shown_) std::fputs("\r\033[K", stderr);

@@ -27,7 +27,7 @@ class StudyProgress {
   }
 
  private:
-  bool live_ = isatty(STDERR_FILENO) != 0;
+  bool live_ = terminal_columns(STDERR_FILENO) > 0;
 };
 
 StudyOptions chosen_study(const std::string& preset, const std::string& grid) {
