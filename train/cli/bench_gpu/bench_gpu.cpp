@@ -149,6 +149,7 @@ std::vector<GpuBenchRow> bench_gpu(Context& ctx, const GpuBenchOptions& options)
 std::string to_json(Context& ctx, const std::vector<GpuBenchRow>& rows) {
   std::ostringstream out;
   out.imbue(std::locale::classic());
+  out.precision(15);  // bytes and operations are counts
   out << "{\"device\": " << quoted(cuda::facts(ctx.device().index).name) << ", \"floor_bytes_per_s\": " << kFloorBytesPerSecond
       << ", \"floor_flops_per_s\": " << kFloorFlopsPerSecond << ", \"operators\": [";
   for (size_t i = 0; i < rows.size(); ++i) {
