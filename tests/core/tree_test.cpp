@@ -105,6 +105,21 @@ TEST(Tree, FilesKeepTheirBudgets) {
   }
 }
 
+TEST(Tree, MacrosAreTheTwoOfTheRules) {
+  static const std::regex define(R"(^\s*#\s*define\s+(\w+).*)");
+  const std::set<std::string> allowed = {"BRAID_CHECK", "BRAID_HOST_DEVICE", "OMPI_SKIP_MPICXX"};  // the last one is MPI's own switch
+  int num_macros = 0;
+  for (const Source& source : all_sources()) {
+    for (const std::string& line : source.lines) {
+      std::smatch match;
+      if (!std::regex_match(line, match, define)) continue;
+      ++num_macros;
+      EXPECT_TRUE(allowed.count(match[1])) << source.path << ": " << line;
+    }
+  }
+  EXPECT_GE(num_macros, 3);
+}
+
 /// The text without comments, string and character literals, line breaks kept.
 std::string bare_code(const Source& source) {
   std::string text, bare;
