@@ -53,6 +53,7 @@ void check_input(Context& ctx, const GradcheckInput& input, const GradcheckOptio
     if (error <= options.tolerance) return;
     result.passed = false;
     std::ostringstream message;
+    message.imbue(std::locale::classic());
     message << input.op << ": d_" << input.input << " " << where << " is " << analytic << ", differences give " << numeric << " (error " << error
             << ")";
     result.message = message.str();

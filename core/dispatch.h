@@ -14,6 +14,7 @@ void dispatch_dim(std::string_view op, std::string_view what, int64_t value, Bod
   const bool hit = ((value == Built && (body.template operator()<Built>(), true)) || ...);
   if (hit) return;
   std::ostringstream built;
+  built.imbue(std::locale::classic());
   ((built << ' ' << Built), ...);
   fail(op, ": ", what, " = ", value, " is not built; built:", built.str());
 }

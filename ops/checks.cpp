@@ -17,6 +17,7 @@ void check(std::string_view op, std::string_view argument, const Tensor& tensor,
            std::string_view wanted_dtype) {
   if (right_dtype && matches(tensor, dims)) return;
   std::ostringstream expected;
+  expected.imbue(std::locale::classic());
   expected << '[';
   for (const Dim& dim : dims) {
     expected << (&dim == dims.begin() ? "" : ", ") << dim.letter;

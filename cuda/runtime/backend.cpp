@@ -159,6 +159,7 @@ void CudaBackend::report_out_of_memory(size_t bytes, Stream stream) {
   const Use& use = uses_[stream.device().index];
   const std::vector<HeldBytes> holders = sorted(use.by_owner);
   std::ostringstream list;
+  list.imbue(std::locale::classic());
   for (size_t i = 0; i < std::min<size_t>(8, holders.size()); ++i) list << (i ? ", " : "") << holders[i].owner << " " << holders[i].bytes;
   fail(stream.device(), ": out of memory: ", current_owner(), " asked for ", bytes, " bytes; ", use.used, " are held (", list.str(), "), ",
        free_bytes(stream.device().index), " are free; fewer tokens per micro-batch or more recompute need less");

@@ -66,6 +66,19 @@ TEST(WholePath, ConfigFileIsReadAndTheCommandLineWins) {
   expect_refused({"train", "--config", "bad.ini"}, space, "--stepz");
 }
 
+/// Neither a home, nor a place for temporary files, nor the language of the user are asked for.
+TEST(Run, DoesNotDependOnItsSurroundings) {
+  const Workspace space;
+  make_data(space);
+  Words words = {"HOME=/nonexistent", "TMPDIR=/nonexistent", "LC_ALL=de_DE.UTF-8", "TZ=Pacific/Kiritimati", "PATH=", BRAID_PROGRAM};
+  for (const std::string& word : train_words("A")) words.push_back(word);
+  expect_done(run("/usr/bin/env", words, space));
+  expect_done(braid_program(train_words("B"), space));
+  for (const char* run : {"A", "B"}) expect_done(braid_program({"convert", "--from", run, "--to", std::string("model") + run}, space));
+  EXPECT_EQ(space.read("modelA/model.safetensors"), space.read("modelB/model.safetensors"));
+  EXPECT_NE(space.read("A/metrics.jsonl").find("\"loss\":5."), std::string::npos) << "a point, whatever the language";
+}
+
 /// The row of a table that begins with `name`, without runs of blanks; empty: there is none.
 std::string row_of(const std::string& table, const std::string& name) {
   std::istringstream lines(table);

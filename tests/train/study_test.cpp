@@ -3,13 +3,16 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <locale>
 #include <nlohmann/json.hpp>
 
 #include "models/cost.h"
 #include "models/hybrid_lm.h"
+#include "ops/rms_norm.h"
 #include "train/study/report.h"
 
 namespace braid {
@@ -86,6 +89,36 @@ TEST(Study, WritesASelfContainedReport) {
   EXPECT_TRUE(fs::exists(directory / "results.json"));
   EXPECT_TRUE(fs::exists(directory / "recall.svg"));
   fs::remove_all(directory);
+}
+
+/// Numbers as in "1.234,5".
+struct Comma final : std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+  char do_thousands_sep() const override { return '.'; }
+  std::string do_grouping() const override { return "\3"; }
+};
+
+TEST(Study, ReportsAndErrorsDoNotDependOnTheLocale) {
+  StudyResult result = smoke_result();
+  result.options.recall_steps = 1234567;
+  const auto everything = [&] {
+    std::string text = to_html(result) + to_table(result) + to_json(result).dump() + to_svg(recall_figure(result));
+    for (const std::string& line : findings(result)) text += line;
+    Context ctx(1);
+    try {
+      apply<RmsNorm>(ctx, {Tensor::zeros(ctx, {2, 12345}, DType::f32), Tensor::zeros(ctx, {54321}, DType::f32), {}});
+    } catch (const Error& error) {
+      text += error.what();
+    }
+    return text;
+  };
+  const std::string expected = everything();
+  EXPECT_NE(expected.find("54321"), std::string::npos);
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Comma));
+  const std::string actual = everything();
+  std::locale::global(before);
+  const auto difference = std::mismatch(expected.begin(), expected.end(), actual.begin(), actual.end()).first - expected.begin();
+  EXPECT_EQ(actual, expected) << "from " << expected.substr(std::max<int64_t>(0, difference - 40), 80);
 }
 
 TEST(Study, FindingsAreHonestBothWays) {

@@ -83,6 +83,7 @@ std::string main_table(const StudyResult& result) {
 std::string method_text(const StudyResult& result) {
   const StudyOptions& o = result.options;
   std::ostringstream text;
+  text.imbue(std::locale::classic());
   text << "Every model has " << o.num_layers << " layers of width " << o.hidden_size
        << " and about the same number of parameters (the width of its MLP is chosen so); "
        << "a recurrent head keeps a state of " << o.key_dim << " x " << o.hidden_size / o.num_heads

@@ -128,6 +128,7 @@ class PointRun {
     result.tokens = report.tokens;
     if (report.step % 25 != 0 && report.step != steps) return;
     std::ostringstream line;
+    line.imbue(std::locale::classic());
     line.precision(3);
     line << to_string(point_.family) << ' ' << point_.ratio << " seed " << point_.seed << ": " << task << " step " << report.step << " of " << steps
          << ", loss " << report.loss;

@@ -112,6 +112,7 @@ nlohmann::json to_json(const StudyResult& result) {
 
 std::string to_table(const StudyResult& result) {
   std::ostringstream table;
+  table.imbue(std::locale::classic());
   table << std::left << std::setw(16) << "family" << std::setw(7) << "ratio" << std::right << std::setw(7) << "full" << std::setw(12) << "parameters"
         << std::setw(9) << "recall" << std::setw(17) << "(min to max)" << std::setw(11) << "bits/byte" << std::setw(9) << "seconds" << '\n';
   for (const StudySummary& s : summarize(result)) {
