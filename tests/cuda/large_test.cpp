@@ -159,6 +159,11 @@ TEST(CudaLarge, GatedDeltaRule) {
   const auto attrs = [](int64_t n) { return GatedDeltaRule::Attrs{.seqs = sequences(n), .scale = 0.1, .qk_l2norm = true}; };
   expect_blocks_alike<GatedDeltaRule>({q, k, v, values({kTokens, 32}, 0, 1), values({kTokens, 32}, -1, 0), {}}, attrs, {}, {"beta", "log_decay"});
 }
+TEST(CudaLarge, GatedDeltaRulePerChannel) {
+  const Tensor q = values({kTokens, 2, 256}), k = values({kTokens, 2, 256}, -0.1, 0.1), v = values({kTokens, 8, 64}, 0, 1);
+  const auto attrs = [](int64_t n) { return GatedDeltaRule::Attrs{.seqs = sequences(n), .scale = 0.1, .qk_l2norm = true}; };
+  expect_blocks_alike<GatedDeltaRule>({q, k, v, values({kTokens, 8}, 0, 1), values({kTokens, 8, 256}, -1, 0), {}}, attrs, {}, {"beta"});
+}
 TEST(CudaLarge, Attention) {
   const Tensor q = values({kTokens, 16, 128}), k = values({kTokens, 4, 128}, -0.5, 0.5), v = values({kTokens, 4, 128}, 0, 1);
   expect_blocks_alike<Attention>({q, k, v}, [](int64_t n) { return Attention::Attrs{.q_seqs = sequences(n)}; });

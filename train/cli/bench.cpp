@@ -14,6 +14,7 @@
 #include "train/metrics.h"
 #ifdef BRAID_WITH_CUDA
 #include "train/cli/bench_gpu/bench_gpu.h"
+#include "train/model_bench.h"
 #endif
 
 namespace braid::cli {
@@ -121,7 +122,6 @@ struct BenchOptions {
   std::vector<std::string> ops;
   std::string model, json;
   int64_t batch_tokens = 2048, context = 512, budget_ms = 300;
-  bool all = true;
   DeviceOptions device;
 };
 
@@ -143,13 +143,16 @@ Json bench_on_gpu(Context& ctx, const BenchOptions& o) {
     check_gpu_ops(o.ops);
     return Json::parse(to_json(ctx, bench_gpu(ctx, {.ops = o.ops, .shapes = {}, .budget_ms = static_cast<double>(o.budget_ms)})));
   }
-  const ModelConfig config = preset(o.model);
-  const double ms = time_step(ctx, config, o.batch_tokens, o.context).total_ms;
-  const double tokens_per_s = 1e3 * static_cast<double>(o.batch_tokens) / ms;
-  const double share = model_cost(config, o.context).flops_per_token() * tokens_per_s / kFloorFlopsPerSecond;
-  std::cout << "training step, " << o.model << ", " << o.batch_tokens << " tokens in sequences of " << o.context << ": " << number(ms) << " ms, "
-            << short_number(tokens_per_s) << " tokens/s, " << number(100 * share) << "% of " << number(kFloorFlopsPerSecond / 1e12) << " TFLOP/s\n";
-  return {{"model", o.model}, {"batch_tokens", o.batch_tokens}, {"context", o.context}, {"ms", ms}, {"share_of_product", share}};
+  const StepBench bench = bench_training(
+      ctx, preset(o.model), {.batch_tokens = o.batch_tokens, .context = o.context, .peak_flops = kFloorFlopsPerSecond, .equal_work = true},
+      {.on_step = [](const StepReport&) {}});
+  std::cout << "training step, " << o.model << ", bf16, " << o.batch_tokens << " tokens in sequences of " << o.context << ": "
+            << number(bench.median_ms) << " ms (median of " << bench.step_ms.size() - bench.num_settling << "; the first took "
+            << number(bench.step_ms.front()) << "), " << short_number(bench.tokens_per_s) << " tokens/s, " << number(100 * bench.mfu) << "% of "
+            << number(kFloorFlopsPerSecond / 1e12) << " TFLOP/s, " << short_number(static_cast<double>(bench.peak_bytes)) << "B held at most\n";
+  return {
+      {"model", o.model},         {"dtype", "bf16"},  {"batch_tokens", o.batch_tokens},     {"context", o.context},          {"ms", bench.median_ms},
+      {"step_ms", bench.step_ms}, {"mfu", bench.mfu}, {"tokens_per_s", bench.tokens_per_s}, {"peak_bytes", bench.peak_bytes}};
 }
 #endif
 

@@ -64,7 +64,6 @@ ModelConfig step_config() {
 StepTimes time_step(Context& ctx, const ModelConfig& config, int64_t batch_tokens, int64_t context) {
   HybridLm model(config);
   initialize(ctx, model, DType::f32, config.initializer_range, 1);
-  if (!ctx.on_cpu()) set_compute_dtype(ctx, model, DType::bf16);
   const auto data = random_documents(4 * batch_tokens / context, context, config.vocab_size);
   DataLoader loader({{data}}, {.batch_tokens = batch_tokens, .context = context, .seed = 1, .share = {}});
   TrainOptions options;
