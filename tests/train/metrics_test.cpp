@@ -83,10 +83,10 @@ std::string shown_on_terminal(unsigned short columns) {
       line.show(report);
     }
   }
-  std::string text(4096, '\0');
-  const ssize_t count = ::read(terminal, text.data(), text.size());
-  text.resize(std::max<ssize_t>(0, count));
-  std::fclose(out);
+  std::fclose(out);  // then the other end has its end, after all that was written
+  std::string text;
+  char buffer[4096];
+  for (ssize_t count; (count = ::read(terminal, buffer, sizeof buffer)) > 0;) text.append(buffer, count);
   ::close(terminal);
   return text;
 }
