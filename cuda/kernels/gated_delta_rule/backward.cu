@@ -18,7 +18,8 @@ struct BackwardPlan : WalkPlan<keys, groups, members, by_channel> {
   static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = by_channel ? kInverse : kInverse + 2 * kTileBytes;
   static constexpr int kFactors = kInverse + (by_channel ? 2 : 3) * kTileBytes;
   static constexpr int kValues = kFactors + kFactorBytes, kStageBytes = kValues + groups * kSliceBytes;
-  static constexpr int kPlaces = kFirstStage + stages * kStageBytes, kSharedBytes = kPlaces + groups * Walk::kPublished;
+  static constexpr int kPlaces = kFirstStage + stages * kStageBytes, kBarriers = kPlaces + groups * Walk::kPublished;
+  static constexpr int kSharedBytes = kBarriers + Walk::kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -68,7 +69,7 @@ __device__ inline void load_channel_chunks(const BackwardParams& params, const L
     copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
     load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
   };
-  load_areas<Plan>(x.chunks, load_early, load_late, [](int64_t) {});
+  load_areas<Plan>(start, x.chunks, load_early, load_late, [](int64_t) {});
 }
 
 /// Fragments of dO^T for 16 tokens, each token times a factor.
@@ -118,8 +119,8 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
     to_state_fragments<keys>(fragments, state);
     multiply_state<Plan::K, keys, Plan::kByChannel>(u, fragments, early + group.member * keys * 2);
     add_outputs<Plan>(u, factors, values, early + Plan::kScores, group.member);
-    leave<Plan>(kEarly);
-    group.add_up(u);
+    leave<Plan>(start, kEarly);
+    group.add_up(u, step);
     group.publish_state(fragments);
     decay_state<Plan>(state, factors, group.member);
     multiply_inverse<true>(r, u, stage + Plan::kInverse);
@@ -150,7 +151,7 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
       to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
       update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
     }
-    leave<Plan>(kLate);
+    leave<Plan>(start, kLate);
     offset = offset + Plan::kStageBytes == Plan::kPlaces ? Plan::kFirstStage : offset + Plan::kStageBytes;
   }
   __syncthreads();
@@ -191,12 +192,13 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) backward_kernel(BackwardPar
   const uint32_t start = device::shared_address(memory);
   const Lane x = Lane::of<Plan>(params.problem);
   const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
+  init_barriers<Plan>(start);
   if (writer >= Plan::kGroups) {
     if constexpr (Plan::kByChannel) return load_channel_chunks<Plan>(params, x, start);
     else return load_chunks<Plan>(params, x, start);
   }
   const int group = writer < 0 ? warp / Plan::kMembers : writer;
-  const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
+  const Group<Plan> place(group, warp % Plan::kMembers, memory);
   if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
   else write_gradients<Plan>(params, x, place);
 }

@@ -22,7 +22,7 @@ struct ForwardPlan : WalkPlan<keys, groups, members, by_channel> {
   static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + kScoreTiles * kTileBytes;
   static constexpr int kWriterBytes = kQueryFactors + (by_channel ? 0 : kChunk * 4);
   static constexpr int kWriters = kFirstStage + stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
-  static constexpr int kSharedBytes = kPlaces + groups * Walk::kPublished;
+  static constexpr int kBarriers = kPlaces + groups * Walk::kPublished, kSharedBytes = kBarriers + Walk::kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -82,7 +82,7 @@ __device__ inline void load_channel_chunks(const ForwardParams& params, const La
     load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
     copy_bytes<Plan::kScoreTiles * kTileBytes, kLoaderThreads>(stage + Plan::kScores, scores, thread);
   };
-  load_areas<Plan>(x.chunks, load_early, load_late, load_writers);
+  load_areas<Plan>(start, x.chunks, load_early, load_late, load_writers);
 }
 
 /// r = beta (v − in r), v the group's own 16 columns; without_in: r = beta (v − r).
@@ -122,10 +122,10 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
     uint32_t fragments[keys / 16][4];
     to_state_fragments<keys>(fragments, state);
     multiply_state<Plan::K, keys>(r, fragments, early + group.member * keys * 2);
-    group.add_up(r);
+    group.add_up(r, chunk);
     group.publish_state(fragments);
     subtract_from_values<Plan::kByChannel>(r, early + Plan::kValues + group.group * kSliceBytes, factors);
-    leave<Plan>(kEarly);
+    leave<Plan>(start, kEarly);
     multiply_inverse<false>(u, r, start + stage + Plan::kInverse);
     decay_state<Plan>(state, factors, group.member);
 #pragma unroll
@@ -142,7 +142,7 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
       to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
       update_state<Plan::K, keys, true, Plan::kByChannel>(state, a, rest, key_tile, 16 * l);
     }
-    leave<Plan>(kLate);
+    leave<Plan>(start, kLate);
     stage = stage + Plan::kStageBytes == Plan::kWriters ? Plan::kFirstStage : stage + Plan::kStageBytes;
   }
   __syncthreads();
@@ -200,12 +200,13 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) forward_kernel(ForwardParam
   const uint32_t start = device::shared_address(memory);
   const Lane x = Lane::of<Plan>(params.problem);
   const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
+  init_barriers<Plan>(start);
   if (writer >= Plan::kGroups) {
     if constexpr (Plan::kByChannel) return load_channel_chunks<Plan>(params, x, start);
     else return load_chunks<Plan>(params, x, start);
   }
   const int group = writer < 0 ? warp / Plan::kMembers : writer;
-  const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
+  const Group<Plan> place(group, warp % Plan::kMembers, memory);
   if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
   else write_outputs<Plan>(params, x, place, memory, start);
 }

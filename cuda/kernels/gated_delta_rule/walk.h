@@ -5,7 +5,9 @@
 //   writers   one a group, a chunk behind: what is only stored, from fragments that the members publish in shared memory
 //   loaders   copy the next chunks into shared memory
 // One barrier of the block a chunk: behind it a chunk has arrived, and the one before it is done with by members, published for writers.
+// Within a chunk, who has read what will be overwritten arrives on an mbarrier, for which the overwriting warps wait.
 #pragma once
+#include "cuda/device/barrier.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
 #include "cuda/runtime/check.h"
@@ -27,6 +29,7 @@ struct WalkPlan {
   /// Of a group: fragments of S^T, then of two matrices [16, 64]. Members exchange their sums in the same place.
   static constexpr int kStateFragments = keys * 32, kPublished = kStateFragments + 2 * kPublishedBytes;
   static_assert(members == 1 || kPublished >= 2 * 16 * kChunk * 4);
+  static constexpr int kBarrierBytes = 8 * (groups + 2);  // one a group, then one an area (areas.h)
 };
 
 /// Where a block works.
@@ -65,17 +68,31 @@ __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* 
 
 /// Barrier `id` of `threads` threads of the block.
 __device__ inline void meet(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-__device__ inline void arrive(int id, int threads) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+/// Before the first barrier of the block. All threads of the warps that read arrive: one for a warp would order the others' reads only through
+/// itself.
+template <class Plan>
+__device__ inline void init_barriers(uint32_t start) {
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < Plan::kGroups + 2; ++i) device::barrier_init(start + Plan::kBarriers + 8 * i, i < Plan::kGroups ? 32 : 32 * Plan::kStateWarps);
+}
 
 /// One group's place and barriers, as a member or its writer sees them.
 template <class Plan>
 struct Group {
   int group, member;
   unsigned char* published;
+  uint32_t barrier;
+
+  __device__ Group(int group, int member, unsigned char* memory)
+      : group(group),
+        member(member),
+        published(memory + Plan::kPlaces + group * Plan::kPublished),
+        barrier(device::shared_address(memory) + Plan::kBarriers + 8 * group) {}
 
   /// The writer has copied what was published a chunk ago.
-  __device__ void copied() const { arrive(1 + group, 32 * (Plan::kMembers + 1)); }
-  __device__ void wait_copied() const { meet(1 + group, 32 * (Plan::kMembers + 1)); }
+  __device__ void copied() const { device::barrier_arrive(barrier); }
+  __device__ void wait_copied(int64_t step) const { device::barrier_wait(barrier, step % 2); }
 
   __device__ uint4* slot(int offset, int i) const { return reinterpret_cast<uint4*>(published + offset) + i * 32 + threadIdx.x % 32; }
   __device__ void publish(int offset, int i, const uint32_t (&a)[4]) const { *slot(offset, i) = make_uint4(a[0], a[1], a[2], a[3]); }
@@ -88,20 +105,20 @@ struct Group {
     for (int n = 0; n < Plan::kKeys / 16; ++n) publish(0, member * (Plan::kKeys / 16) + n, a[n]);
   }
 
-  /// Adds up the members' sums; afterwards the place is free to publish in.
-  __device__ void add_up(float (&c)[8][4]) const {
-    wait_copied();
+  /// Adds up the members' sums of the walk's step; afterwards the place is free to publish in.
+  __device__ void add_up(float (&c)[8][4], int64_t step) const {
+    wait_copied(step);
     if constexpr (Plan::kMembers == 2) {
       constexpr int kBytes = 16 * kChunk * 4;
 #pragma unroll
       for (int n = 0; n < 8; ++n) *reinterpret_cast<float4*>(slot(member * kBytes, n)) = make_float4(c[n][0], c[n][1], c[n][2], c[n][3]);
-      meet(5 + group, 64);
+      meet(1 + group, 64);
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         const float4 other = *reinterpret_cast<const float4*>(slot((1 - member) * kBytes, n));
         c[n][0] += other.x, c[n][1] += other.y, c[n][2] += other.z, c[n][3] += other.w;
       }
-      meet(5 + group, 64);
+      meet(1 + group, 64);
     }
   }
 };
