@@ -14,7 +14,7 @@
 namespace braid::delta_cuda {
 namespace {
 
-static_assert(kKeys == kLevelKeys && kThreads == kLevelThreads);
+static_assert(kKeys == kLevelKeys && kThreads == device::kTileThreads);
 
 struct ChannelShared {
   struct Work {
@@ -80,7 +80,7 @@ __device__ inline void load_symmetric(uint32_t (&a)[4], uint32_t tile, int band,
 }
 
 /// one += E tile, two += F tile over the pairs of a level, for this warp's 16 tokens and 32 channels.
-__device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const Spot& spot, int level,
+__device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const TilePlace& spot, int level,
                                  float (&one)[kTiles][4], float (&two)[kTiles][4]) {
   const uint32_t first = device::shared_address(tiles[0]), columns = lane_offset<kKeys, false>() ^ (spot.half * 64);
   const int row = spot.lane / 4, column = spot.lane % 4 * 2, differing = (row ^ column) & 6;  // but for the lowest bit, that of two neighbours
@@ -114,10 +114,10 @@ struct Gradients {
   float keys[2] = {};                   // k · X of its two tokens, over all slices
 
   /// From the states, y = dO S^T, x = dR S^T, z = U dS^T, and the diagonal.
-  __device__ void begin(ChannelShared& shared, const Spot& spot, float scale, const float (&y)[kTiles][4], const float (&x)[kTiles][4],
+  __device__ void begin(ChannelShared& shared, const TilePlace& spot, float scale, const float (&y)[kTiles][4], const float (&x)[kTiles][4],
                         const float (&z)[kTiles][4]) {
     auto& work = shared.work;
-    each([&](int i, int n) {
+    TilePlace::each([&](int i, int n) {
       const int t = spot.row(i), c = spot.column(n);
       const float2 sum = *reinterpret_cast<const float2*>(&work.sums[t][c]), all = *reinterpret_cast<const float2*>(&work.sums[kChunk - 1][c]);
       const float2 q_raw = to_floats(spot.word(shared.q, i, n)), k_raw = to_floats(spot.word(shared.k, i, n));
@@ -125,8 +125,8 @@ struct Gradients {
       const float diagonal = shared.diagonal[t];
       const auto element = [&](float log_in, float log_out, float q_at, float k_at, float y_at, float x_at, float z_at, float& to_q, float& to_k,
                                float& to_from, float& to_keys) {
-        const float in = exp2_of(log_in), scaled_q = q_norm * q_at, key = k_norm * k_at;  // q_norm holds scale
-        const float read = in * y_at, correction = in * x_at, write = exp2_of(log_out) * z_at;
+        const float in = device::fast_exp2(log_in), scaled_q = q_norm * q_at, key = k_norm * k_at;  // q_norm holds scale
+        const float read = in * y_at, correction = in * x_at, write = device::fast_exp2(log_out) * z_at;
         to_q = scale * read + scale * diagonal * key;
         to_k = write - beta * correction + diagonal * scaled_q;
         to_from = scaled_q * read - beta * key * correction;
@@ -141,13 +141,13 @@ struct Gradients {
     });
   }
 
-  __device__ void add_level(ChannelShared& shared, const Spot& spot, float scale, int level) {
+  __device__ void add_level(ChannelShared& shared, const TilePlace& spot, float scale, int level) {
     auto& tiles = shared.work.scaled[level & 0x15 ? 0 : 1];
     float2 factor[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const FactorAt at(shared.work.sums, spot, i, level);
-      const bool upper = spot.is_upper(i, level);
+      const bool upper = spot.row(i) & level;
       const int t = spot.row(i);
       const float key = shared.factors[kKeyNorm][t], query = shared.factors[kQueryNorm][t], negative = -shared.factors[kBeta][t] * key;
 #pragma unroll
@@ -163,7 +163,7 @@ struct Gradients {
     add_pairs(shared, tiles, spot, level, one, two);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool upper = spot.is_upper(i, level);
+      const bool upper = spot.row(i) & level;
       const int t = spot.row(i);
       const float to_q = upper ? scale : 0.0f, of_one = upper ? 0.0f : 1.0f, of_two = upper ? -shared.factors[kBeta][t] : 1.0f;
       const float sign = upper ? 1.0f : -1.0f, key = upper ? shared.factors[kKeyNorm][t] : 0.0f;
@@ -181,8 +181,8 @@ struct Gradients {
   }
 
   /// After the last level: q and k as bf16 into their tiles, `from` over the sums.
-  __device__ void store(ChannelShared& shared, const Spot& spot) const {
-    each([&](int i, int n) {
+  __device__ void store(ChannelShared& shared, const TilePlace& spot) const {
+    TilePlace::each([&](int i, int n) {
       spot.word(shared.q, i, n) = device::pack_bf16(q[i][n].x, q[i][n].y), spot.word(shared.k, i, n) = device::pack_bf16(k[i][n].x, k[i][n].y);
       *reinterpret_cast<float2*>(&shared.work.sums[spot.row(i)][spot.column(n)]) = from[i][n];
     });
@@ -222,7 +222,7 @@ __device__ inline void store_decays(const GradientParams& params, const Place& p
   }
 }
 
-__device__ inline void store_betas(const GradientParams& params, const Place& place, const Spot& spot, ChannelShared& shared, float values,
+__device__ inline void store_betas(const GradientParams& params, const Place& place, const TilePlace& spot, ChannelShared& shared, float values,
                                    const float (&keys)[2]) {
   values = quad_sum(values);
   if (threadIdx.x % 4 == 0) shared.values[threadIdx.x / 4] = values;
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
   const Problem& p = params.backward.problem;
   const Place place(p, blockIdx.x, blockIdx.y);
   if (place.chunk.count == 0) return;
-  const Spot spot;
+  const TilePlace spot;
   const int slices = static_cast<int>(p.V / kColumns);
   const uint32_t stages = device::shared_address(shared.stages);
   copy_bytes<kNumFactors * kChunk * 4, kThreads>(device::shared_address(shared.factors), p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
