@@ -35,8 +35,8 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
       const uint32_t stage = start + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
       const int64_t lane = (x.slot + chunk) * p.HV + x.j;
       load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
-      copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+      copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, p.v, chunk, stage + Plan::kValues, thread);
     }
     device::cp_async_commit();
@@ -45,8 +45,8 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
     const int64_t lane = (x.slot + chunk) * p.HV + x.j;
     load_keys<Plan>(p, x, p.q, chunk, stage, thread);
-    copy_bytes<kTileBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
-    copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
+    copy_bytes<kTileBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
+    copy_bytes<kChunk * 4, Plan::kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
     device::cp_async_commit();
   };
   for (int chunk = 0; chunk < Plan::kStages - 1; ++chunk) load_stage(chunk);
@@ -64,25 +64,27 @@ __device__ inline void load_channel_chunks(const ForwardParams& params, const La
   constexpr int kSquares = num_squares(true);
   const Problem& p = params.problem;
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
+  const auto lane_of = [&](int64_t chunk) { return (x.slot + chunk) * p.HV + x.j; };
+  const auto stage_of = [&](int64_t chunk) { return start + Plan::kFirstStage + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes; };
   const auto load_early = [&](int64_t chunk) {
     load_decayed<Plan>(p, x, kKeysIn, chunk, start, thread);
     load_values<Plan>(p, x, p.v, chunk, start + Plan::kValues, thread);
   };
+  const auto load_middle = [&](int64_t chunk) {
+    copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kInverse, p.squares + lane_of(chunk) * kSquares * kSquare, thread);
+    copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
+  };
   const auto load_late = [&](int64_t chunk) {
-    const uint32_t stage = start + Plan::kFirstStage + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
-    const int64_t lane = (x.slot + chunk) * p.HV + x.j;
-    load_decayed<Plan>(p, x, kKeysOut, chunk, stage, thread);
-    load_decayed<Plan>(p, x, kKeysOutRest, chunk, stage + Plan::kRowBytes, thread);
-    copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * kSquares * kSquare, thread);
-    copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+    load_decayed<Plan>(p, x, kKeysOut, chunk, stage_of(chunk), thread);
+    load_decayed<Plan>(p, x, kKeysOutRest, chunk, stage_of(chunk) + Plan::kRowBytes, thread);
   };
   const auto load_writers = [&](int64_t chunk) {
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
-    const bf16* scores = p.squares + (((x.slot + chunk) * p.HV + x.j) * kSquares + 2) * kSquare;
     load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
-    copy_bytes<Plan::kScoreTiles * kTileBytes, kLoaderThreads>(stage + Plan::kScores, scores, thread);
+    copy_bytes<Plan::kScoreTiles * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.squares + (lane_of(chunk) * kSquares + 2) * kSquare,
+                                                                     thread);
   };
-  load_areas<Plan>(start, x.chunks, load_early, load_late, load_writers);
+  load_areas<Plan>(start, x.chunks, Loads{load_early, load_middle, load_late, load_writers});
 }
 
 /// r = beta (v − in r), v the group's own 16 columns; without_in: r = beta (v − r).
@@ -124,8 +126,9 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
     multiply_state<Plan::K, keys>(r, fragments, early + group.member * keys * 2);
     group.add_up(r, chunk);
     group.publish_state(fragments);
+    reach<Plan>(start, kMiddle, chunk);
     subtract_from_values<Plan::kByChannel>(r, early + Plan::kValues + group.group * kSliceBytes, factors);
-    leave<Plan>(start, kEarly);
+    leave_early<Plan>(start);
     multiply_inverse<false>(u, r, start + stage + Plan::kInverse);
     decay_state<Plan>(state, factors, group.member);
 #pragma unroll
@@ -136,13 +139,13 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
       if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, rest);
     }
     if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
+    reach<Plan>(start, kLate, chunk);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
       to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
       update_state<Plan::K, keys, true, Plan::kByChannel>(state, a, rest, key_tile, 16 * l);
     }
-    leave<Plan>(start, kLate);
     stage = stage + Plan::kStageBytes == Plan::kWriters ? Plan::kFirstStage : stage + Plan::kStageBytes;
   }
   __syncthreads();
