@@ -49,6 +49,7 @@ __device__ inline void load_factors(const Problem& p, const Chunk& chunk, int64_
   const bool live = i < chunk.count;
   const int64_t token = chunk.first + (live ? i : 0), row = token * p.H + j / (p.HV / p.H);
   shared.factors[kBeta][i] = live ? p.beta[token * p.HV + j] : 0.0f;
+  shared.factors[kWrittenBeta][i] = live ? written_beta(p.beta[token * p.HV + j]) : 0.0f;
   shared.factors[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;
   shared.factors[kQueryNorm][i] = p.scale * (live && p.q_norm ? p.q_norm[row * 2] : 1.0f);
 }
@@ -190,7 +191,7 @@ __device__ inline void store_squares(ChannelShared& shared, const TilePlace& spo
   pairs.visit(spot, [&](int t, int s, float sum) {
     if (s >= t) return;
     if (spot.half == 0) squares.inverse[t][s] = query(t) * sum * key(s);  // P for now
-    else squares.lower[t][s] = f[kBeta][t] * (key(t) * sum * key(s));
+    else squares.lower[t][s] = f[kWrittenBeta][t] * (key(t) * sum * key(s));
   });
   if (threadIdx.x < kChunk) {
     const int t = threadIdx.x;

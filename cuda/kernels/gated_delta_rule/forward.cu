@@ -98,7 +98,7 @@ __device__ inline void subtract_from_values(float (&r)[8][4], uint32_t values, c
     for (int half = 0; half < 2; ++half) {
       const int n = 2 * m + half, token = 8 * n + threadIdx.x % 4 * 2;
       const float2 in = without_in ? make_float2(1, 1) : *reinterpret_cast<const float2*>(factors + kKeyIn * kChunk + token);
-      const float2 beta = *reinterpret_cast<const float2*>(factors + kBeta * kChunk + token);
+      const float2 beta = *reinterpret_cast<const float2*>(factors + kWrittenBeta * kChunk + token);
       r[n][0] = beta.x * (device::low_bf16(v[2 * half]) - in.x * r[n][0]);
       r[n][1] = beta.y * (device::high_bf16(v[2 * half]) - in.y * r[n][1]);
       r[n][2] = beta.x * (device::low_bf16(v[2 * half + 1]) - in.x * r[n][2]);

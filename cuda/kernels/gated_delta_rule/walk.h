@@ -187,7 +187,7 @@ __device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t 
 template <class Plan>
 __device__ inline void decay_state(float (&state)[Plan::kKeys / 8][4], const float* factors, int member) {
   if constexpr (Plan::kByChannel) return scale_each(state, factors + kTotals + member * Plan::kKeys);
-  const float total = factors[kTotal * kChunk];
+  const float total = expf(factors[kLogDecay * kChunk + kChunk - 1]);
 #pragma unroll
   for (int n = 0; n < Plan::kKeys / 8; ++n)
 #pragma unroll
