@@ -11,8 +11,17 @@ constexpr uint8_t kGuardValue = 0xA5;
 constexpr uint8_t kPoisonValue = 0xFF;  // all ones is a NaN in every floating type
 
 std::atomic<int64_t> damaged_storages{0};
+std::atomic<int64_t> host_used{0}, host_peak{0};
+
+void count_on_host(int64_t bytes) {
+  const int64_t used = host_used.fetch_add(bytes) + bytes;
+  for (int64_t peak = host_peak.load(); used > peak && !host_peak.compare_exchange_weak(peak, used);) continue;
+}
 
 }  // namespace
+
+HostMemory host_memory() { return {host_used.load(), host_peak.load()}; }
+void reset_host_peak() { host_peak.store(host_used.load()); }
 
 std::shared_ptr<Storage> Storage::make(int64_t bytes, Stream stream, bool guarded) {
   BRAID_CHECK(bytes >= 0, "storage: a size must not be negative, got ", bytes);
@@ -24,6 +33,7 @@ std::shared_ptr<Storage> Storage::make(int64_t bytes, Stream stream, bool guarde
   storage->block_bytes_ = bytes + (guarded ? 2 * kGuardBytes : 0);
   if (storage->block_bytes_ == 0) return storage;
   storage->block_ = static_cast<std::byte*>(backend.allocate(storage->block_bytes_, stream));
+  if (storage->device().kind == DeviceKind::cpu) count_on_host(storage->block_bytes_);
   storage->data_ = storage->block_ + (guarded ? kGuardBytes : 0);
   if (guarded) {
     backend.fill(storage->block_, kGuardValue, storage->block_bytes_, stream);
@@ -60,6 +70,7 @@ Storage::~Storage() {
   } catch (const Error&) {  // at the program's end the driver may be gone before a static tensor
   }
   backend_of(stream_.device()).release(block_, block_bytes_, stream_);
+  if (device().kind == DeviceKind::cpu) count_on_host(-block_bytes_);
 }
 
 int64_t num_damaged_storages() { return damaged_storages.load(); }

@@ -36,6 +36,13 @@ class Storage {
   std::shared_ptr<void> owner_;
 };
 
+/// Bytes of storages in host memory: now, and at most since the program began or reset_host_peak() was called.
+struct HostMemory {
+  int64_t used_bytes = 0, peak_bytes = 0;
+};
+HostMemory host_memory();
+void reset_host_peak();
+
 /// Number of guarded storages found damaged when they were released, since the program began.
 int64_t num_damaged_storages();
 

@@ -229,16 +229,18 @@ double item(Context& ctx, const Tensor& tensor) {
   return to_vector<double>(ctx, tensor)[0];
 }
 
-#define BRAID_INSTANTIATE(T)                                                     \
-  template Tensor from_vector<T>(Context&, const std::vector<T>&, const Shape&); \
-  template std::vector<T> to_vector<T>(Context&, const Tensor&);
-BRAID_INSTANTIATE(double)
-BRAID_INSTANTIATE(float)
-BRAID_INSTANTIATE(int64_t)
-BRAID_INSTANTIATE(int32_t)
-BRAID_INSTANTIATE(uint16_t)
-BRAID_INSTANTIATE(uint8_t)
-#undef BRAID_INSTANTIATE
+template Tensor from_vector<double>(Context&, const std::vector<double>&, const Shape&);
+template Tensor from_vector<float>(Context&, const std::vector<float>&, const Shape&);
+template Tensor from_vector<int64_t>(Context&, const std::vector<int64_t>&, const Shape&);
+template Tensor from_vector<int32_t>(Context&, const std::vector<int32_t>&, const Shape&);
+template Tensor from_vector<uint16_t>(Context&, const std::vector<uint16_t>&, const Shape&);
+template Tensor from_vector<uint8_t>(Context&, const std::vector<uint8_t>&, const Shape&);
 template Tensor from_vector<bf16>(Context&, const std::vector<bf16>&, const Shape&);
+template std::vector<double> to_vector<double>(Context&, const Tensor&);
+template std::vector<float> to_vector<float>(Context&, const Tensor&);
+template std::vector<int64_t> to_vector<int64_t>(Context&, const Tensor&);
+template std::vector<int32_t> to_vector<int32_t>(Context&, const Tensor&);
+template std::vector<uint16_t> to_vector<uint16_t>(Context&, const Tensor&);
+template std::vector<uint8_t> to_vector<uint8_t>(Context&, const Tensor&);
 
 }  // namespace braid

@@ -101,14 +101,20 @@ int64_t parse_ratio(std::string_view name, std::string_view text, int64_t num_la
 
 }  // namespace
 
+std::optional<Family> preset_family(std::string_view name) {
+  for (const FamilyName& known : kNames)
+    if (known.name == name) return known.family;
+  return {};
+}
+
 ModelConfig preset(std::string_view name) {
   std::string_view rest = name;
   const std::string_view size_name = next_part(rest), family_name = next_part(rest);
   const auto size = std::find_if(kSizes.begin(), kSizes.end(), [&](const Size& s) { return s.name == size_name; });
-  const auto family = std::find_if(kNames.begin(), kNames.end(), [&](const FamilyName& f) { return f.name == family_name; });
-  if (size == kSizes.end() || family == kNames.end() || name.ends_with('-')) fail_name(name, "");
+  const std::optional<Family> family = preset_family(family_name);
+  if (size == kSizes.end() || !family || name.ends_with('-')) fail_name(name, "");
   ModelConfig config;
-  config.family = family->family;
+  config.family = *family;
   config.hidden_size = size->hidden;
   config.num_hidden_layers = size->num_layers;
   config.vocab_size = size->vocab;

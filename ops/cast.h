@@ -6,6 +6,7 @@
 
 namespace braid {
 
+/// Errors: x or the dtype wanted not f64, f32 or bf16.
 struct Cast {
   static constexpr std::string_view name = "cast";
   struct Inputs {

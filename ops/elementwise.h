@@ -12,6 +12,7 @@ namespace braid {
 enum class Keeps : uint8_t { nothing, input, output };
 
 /// y = F::value(x), d_x = d_y * F::slope(kept). x: any shape, any floating dtype; y like x.
+/// Errors: an x of other numbers.
 template <class F>
 struct Unary {
   struct Inputs {
@@ -35,6 +36,7 @@ struct Unary {
 
 /// y = F::value(a, b), d_a = d_y * F::slope_a(a, b), d_b = d_y * F::slope_b(a, b). b like a, y like a; no broadcasting. An F with
 /// constant slopes gives them as numbers, slope_a and slope_b, and keeps nothing; a slope of 1 passes the gradient on uncopied.
+/// Errors: an a that is not floating, a b unlike it.
 template <class F>
 struct Binary {
   struct Inputs {

@@ -14,6 +14,7 @@ namespace braid {
 
 enum class GateActivation : uint8_t { swish, sigmoid };
 
+/// Errors: x without a dimension, a gate unlike x, a weight that is not [D]; on a GPU D above 8,192.
 struct GatedRmsNorm {
   static constexpr std::string_view name = "gated_rms_norm";
   struct Inputs {

@@ -15,7 +15,7 @@ namespace braid {
 ///   d_lb = Σ_tokens d_log_decay * (1 − s) / a − d_input_gate * (1 − s);   1/a counts as at most e^80, so that d_lb stays finite
 ///
 /// Source: Qin, Yang and Zhong, "Hierarchically Gated Recurrent Neural Network for Sequence Modeling", NeurIPS 2023; Qin et al.,
-/// "HGRN2: Gated Linear RNNs with State Expansion", COLM 2024.
+/// "HGRN2: Gated Linear RNNs with State Expansion", COLM 2024. Errors: f not [N, D], a lower_bound that is not [D].
 struct HgrnGate {
   static constexpr std::string_view name = "hgrn_gate";
   struct Inputs {
@@ -46,7 +46,7 @@ static_assert(Differentiable<HgrnGate>);
 ///
 /// Gradient:  d_weights_l = p_l · ([1 ≤ l ≤ layer] − bound) * d_bound
 ///
-/// Source: as HgrnGate.
+/// Source: as HgrnGate. Errors: weights not [L, D], a layer outside [0, L).
 struct LowerBound {
   static constexpr std::string_view name = "lower_bound";
   struct Inputs {
@@ -78,7 +78,8 @@ static_assert(Differentiable<LowerBound>);
 ///
 /// Gradient:  d_x = d_log_decay * sigmoid(−x) / normalizer, 0 where clamped
 ///
-/// Source: Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024.
+/// Source: Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024. Errors: x not [N, D], a normalizer
+/// that is not positive.
 struct GlaGate {
   static constexpr std::string_view name = "gla_gate";
   struct Inputs {
@@ -111,7 +112,8 @@ static_assert(Differentiable<GlaGate>);
 /// Gradient, with d_z = −d_log_decay * exp(A_log) · sigmoid(a + dt_bias):
 ///   d_a = d_z,   d_dt_bias = Σ_tokens d_z,   d_A_log = Σ_tokens d_log_decay * log_decay
 ///
-/// Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule", ICLR 2025.
+/// Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule", ICLR 2025. Errors: a not [N, HV], A_log or
+/// dt_bias not [HV].
 struct GdnGate {
   static constexpr std::string_view name = "gdn_gate";
   struct Inputs {

@@ -8,6 +8,7 @@
 
 namespace braid {
 
+/// Errors: x without a dimension or not floating; on a GPU D above 8,192.
 struct L2Norm {
   static constexpr std::string_view name = "l2_norm";
   struct Inputs {

@@ -8,6 +8,7 @@
 
 namespace braid {
 
+/// Errors: x without a dimension, a weight that is not [out, in] like x, a bias that is not [out].
 struct Linear {
   static constexpr std::string_view name = "linear";
   static constexpr int accumulates = 1;  // weight

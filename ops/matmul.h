@@ -8,6 +8,7 @@
 
 namespace braid {
 
+/// Errors: a or b not of two dimensions, inner extents or dtypes that differ.
 struct Matmul {
   static constexpr std::string_view name = "matmul";
   struct Inputs {

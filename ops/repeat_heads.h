@@ -8,6 +8,7 @@
 
 namespace braid {
 
+/// Errors: x not [N, HK, D], groups below 1.
 struct RepeatHeads {
   static constexpr std::string_view name = "repeat_heads";
   struct Inputs {

@@ -12,6 +12,7 @@
 
 namespace braid {
 
+/// Errors: x without a dimension, a weight that is not [D], a residual unlike x; on a GPU D above 8,192.
 struct RmsNorm {
   static constexpr std::string_view name = "rms_norm";
   struct Inputs {

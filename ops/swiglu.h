@@ -10,6 +10,7 @@
 
 namespace braid {
 
+/// Errors: a gate that is not floating, an up unlike it.
 struct SwiGlu {
   static constexpr std::string_view name = "swiglu";
   struct Inputs {

@@ -85,6 +85,10 @@ sanitized() { # TOOL
 }
 
 compile "build" $build braid_test_ops braid_test_cuda braid_test_train braid_bench braid_bench_model -- || exit 1
+# Of ninja's log (start, end, …, output), with as many compilers beside it as there are cores. The budget is 60 s.
+slowest=$(awk '/\.cu\.o\t/ && $2 - $1 > most { most = $2 - $1; file = $4 }
+  END { sub(/.*braid_cuda.dir\//, "", file); printf "%.0f s: %s", most / 1000, file }' $build/.ninja_log)
+row "slowest kernel file" "$slowest"
 # Beside the tests, which wait for the GPU half of their time; it must end before anything is timed.
 mkdir "$log/80"
 (log=$log/80 && renice -n 19 $BASHPID && compile "" build-cuda-80 braid_cuda -- -DBRAID_CUDA_ARCHITECTURES=80 -DBRAID_TESTS=OFF) >"$log/sm_80" 2>&1 &

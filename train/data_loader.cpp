@@ -86,6 +86,16 @@ std::shared_ptr<const TokenSource> make_token_source(const std::vector<std::vect
   return std::make_shared<MemorySource>(documents);
 }
 
+bool has_target(const TokenSource& source, int64_t num_tokens) {
+  const int64_t stop = num_tokens > 0 ? std::min(num_tokens, source.num_tokens()) : source.num_tokens();
+  for (int64_t place = 0; place < stop;) {
+    const int64_t end = source.document_end(place);
+    if (end - place > 1) return true;
+    place = end;
+  }
+  return false;
+}
+
 DataLoader::DataLoader(std::vector<WeightedSource> sources, const LoaderOptions& options)
     : sources_(std::move(sources)), options_(options), drawn_(sources_.size(), 0) {
   BRAID_CHECK(!sources_.empty(), "data: at least one data set is needed");

@@ -30,6 +30,9 @@ std::shared_ptr<const TokenSource> open_token_source(const std::string& path, in
 /// Documents held in memory. Empty documents are left out.
 std::shared_ptr<const TokenSource> make_token_source(const std::vector<std::vector<int64_t>>& documents);
 
+/// Whether one of the first `num_tokens` tokens (0: of all) has a target: another one of its document after it.
+bool has_target(const TokenSource& source, int64_t num_tokens = 0);
+
 struct WeightedSource {
   std::shared_ptr<const TokenSource> source;
   double weight = 1;  // share of rows drawn from it; need not sum to 1

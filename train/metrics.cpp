@@ -1,6 +1,7 @@
 #include "train/metrics.h"
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -110,7 +111,7 @@ void MetricsFile::sync() {
   if (::fsync(descriptor_) != 0 && errno != EINVAL) fail_path("cannot write", path_, errno);
 }
 
-ProgressLine::ProgressLine(std::FILE* out, const Options& options) : out_(out), options_(options), live_(::isatty(::fileno(out)) == 1) {}
+ProgressLine::ProgressLine(std::FILE* out, const Options& options) : out_(out), options_(options), live_(terminal_columns(::fileno(out)) > 0) {}
 
 ProgressLine::~ProgressLine() { finish(); }
 
@@ -125,7 +126,8 @@ void ProgressLine::show(const StepReport& report) {
   shown_ = true;
   last_shown_ = now;
   const std::string text = progress_text(report, options_.total_steps, seconds_per_step_);
-  std::fprintf(out_, live_ ? "\r%s\x1b[K" : "%s\n", text.c_str());
+  if (live_) std::fprintf(out_, "\r%s\x1b[K", fit_to_terminal(text, ::fileno(out_)).c_str());
+  else std::fprintf(out_, "%s\n", text.c_str());
   line_open_ = live_;
   std::fflush(out_);
 }
@@ -140,6 +142,17 @@ void ProgressLine::finish() {
   if (line_open_) std::fputc('\n', out_);
   line_open_ = false;
   std::fflush(out_);
+}
+
+int64_t terminal_columns(int descriptor) {
+  winsize size = {};
+  return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+std::string fit_to_terminal(std::string text, int descriptor) {
+  const int64_t columns = terminal_columns(descriptor);
+  if (columns > 0 && static_cast<int64_t>(text.size()) >= columns) text.resize(columns - 1);
+  return text;
 }
 
 int64_t resident_bytes() {

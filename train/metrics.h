@@ -75,6 +75,12 @@ class ProgressLine {
   double seconds_per_step_ = 0;
 };
 
+/// The width of the terminal `descriptor`; 0 where it is none, or one without a width, on which a line cannot be redrawn (mpirun's, that leads
+/// to a log).
+int64_t terminal_columns(int descriptor);
+/// `text` cut to what stays on one row of the terminal `descriptor`: a longer one could not be taken back.
+std::string fit_to_terminal(std::string text, int descriptor);
+
 /// Resident memory of this process in bytes (0 where the system does not tell).
 int64_t resident_bytes();
 /// "1.2k", "34.5M", "2.1G": three digits that mean something.

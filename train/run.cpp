@@ -48,6 +48,9 @@ std::optional<CheckpointReader> resume(Trainer& trainer, const RunOptions& optio
   auto found = newest_whole_checkpoint(options.directory, notes);
   for (const std::string& note : notes) observer.on_note(note);
   if (!found) return found;
+  const int64_t wanted = trainer.options().schedule.steps;
+  BRAID_CHECK(found->step() <= wanted, "train: --steps must be at least the ", found->step(), " steps that ", options.directory.string(),
+              " has done, got ", wanted);
   trainer.restore(*found);
   observer.on_note("resumed from " + found->directory().string() + (found->holds_values_only() ? ": values only, the optimizer starts anew" : ""));
   return found;

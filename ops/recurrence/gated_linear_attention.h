@@ -14,6 +14,7 @@
 //   A_ts = scale Σ_k q_tk k_sk D_tsk (s ≤ t),   O = scale (Q * p) S + A V,   S ← diag(p_c) S + (K * r)^T V
 // Decays are only ever multiplied, never divided or subtracted as logarithms, so that strong ones lose no digit. Saved: the inputs
 // and the state every 64 tokens (chunked) or after every token (token by token, while a tape records); backward recomputes the rest.
+// Errors: shapes and dtypes that do not fit q [N, H, K] and v, sequences that do not end at N, a scale that is not finite; on a GPU K above 512.
 // Source: Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", ICML 2024; Sun et al., "Retentive Network", 2023.
 #pragma once
 #include <optional>
@@ -24,6 +25,7 @@
 
 namespace braid {
 
+/// Errors: shapes and dtypes that do not fit q and v, sequences that do not cover the tokens, a scale that is not finite; on a GPU K above 512.
 struct GatedLinearAttention {
   static constexpr std::string_view name = "gated_linear_attention";
   struct Inputs {

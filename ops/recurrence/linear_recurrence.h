@@ -8,6 +8,7 @@
 //   d_initial_state = exp(log_decay_1) * g_1
 //
 // log_decay may be anything up to -infinity (a reset). Saved: log_decay, initial_state and o, which are there anyway.
+// Errors: shapes and dtypes that do not fit x [N, D], sequences that do not end at N.
 //
 // Source: Qin, Yang and Zhong, "Hierarchically Gated Recurrent Neural Network for Sequence Modeling", NeurIPS 2023.
 #pragma once
@@ -17,6 +18,7 @@
 
 namespace braid {
 
+/// Errors: shapes and dtypes that do not fit x, sequences that do not cover the tokens.
 struct LinearRecurrence {
   static constexpr std::string_view name = "linear_recurrence";
   struct Inputs {

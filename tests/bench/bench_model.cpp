@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -32,6 +33,13 @@ struct Options {
   bool memory = false, row = false;
 };
 
+int64_t whole(const std::string& name, const std::string& text) {
+  int64_t result = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), result);
+  BRAID_CHECK(error == std::errc{} && end == text.data() + text.size() && result >= -1, name, " must be a whole number, got ", text);
+  return result;
+}
+
 Options parse(int argc, char** argv) {
   Options o;
   for (int i = 1; i < argc; ++i) {
@@ -41,14 +49,14 @@ Options parse(int argc, char** argv) {
       return argv[++i];
     };
     if (name == "--model") o.model = value();
-    else if (name == "--steps") o.step.steps = std::stoll(value());
-    else if (name == "--batch-tokens") o.step.batch_tokens = std::stoll(value());
-    else if (name == "--context") o.step.context = std::stoll(value());
-    else if (name == "--micro") o.step.micro_batches = std::stoll(value());
-    else if (name == "--recompute-layers") o.step.recompute_layers = std::stoll(value());
-    else if (name == "--peak") o.step.peak_flops = 1e12 * std::stod(value());
-    else if (name == "--decode") o.decode = std::stoll(value());
-    else if (name == "--prompt") o.prompt = std::stoll(value());
+    else if (name == "--steps") o.step.steps = whole(name, value());
+    else if (name == "--batch-tokens") o.step.batch_tokens = whole(name, value());
+    else if (name == "--context") o.step.context = whole(name, value());
+    else if (name == "--micro") o.step.micro_batches = whole(name, value());
+    else if (name == "--recompute-layers") o.step.recompute_layers = whole(name, value());
+    else if (name == "--peak") o.step.peak_flops = 1e12 * static_cast<double>(whole(name, value()));
+    else if (name == "--decode") o.decode = whole(name, value());
+    else if (name == "--prompt") o.prompt = whole(name, value());
     else if (name == "--f32") o.step.dtype = braid::DType::f32;
     else if (name == "--profile") o.step.profile = true;
     else if (name == "--memory") o.memory = true;
@@ -56,6 +64,7 @@ Options parse(int argc, char** argv) {
     else if (name == "--row") o.row = true;
     else if (name == "--recompute") {
       const std::string level = value();
+      BRAID_CHECK(level == "none" || level == "mlp" || level == "block", "--recompute must be none, mlp or block, got ", level);
       o.step.recompute = level == "block" ? braid::RecomputeLevel::block : level == "mlp" ? braid::RecomputeLevel::mlp : braid::RecomputeLevel::none;
     } else braid::fail("unknown option ", name, "\n", kUsage);
   }

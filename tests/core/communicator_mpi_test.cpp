@@ -24,15 +24,15 @@ void expect_right(int size) {
 }
 
 TEST(Mpi, TwoRanks) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_right(2);
 }
 TEST(Mpi, FourRanks) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_right(4);
 }
 TEST(Mpi, OneRankWithoutMpirun) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   const ProgramResult result = run("/usr/bin/env", {"ASAN_OPTIONS=detect_leaks=0", kProgram, "right"}, Workspace());
   EXPECT_EQ(result.status, 0) << result.err;
   EXPECT_EQ(result.out, "1 ranks\n");
@@ -50,24 +50,24 @@ void expect_end(const std::string& scenario, const std::vector<std::string>& nam
 }
 
 TEST(Mpi, ARankThatStopsIsNamedByTheOthers) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_end("throws", {"a mistake of rank 1 alone"});
   expect_end("throws", {"all_reduce: rank 1 stopped with an error"});
 }
 TEST(Mpi, ARankThatHangsIsNamed) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_end("hangs", {"all_reduce: rank 1 did not answer for 0.5 s", "all_reduce: rank 1 stopped with an error or did not answer, says rank"});
 }
 TEST(Mpi, ARankThatDiesEndsTheJob) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_end("dies", {"signal 9"});
 }
 TEST(Mpi, AnotherSizeIsAnError) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_end("size", {"must call it with a tensor of the same size"});
 }
 TEST(Mpi, AnotherOperationIsAnError) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   expect_end("differs", {"did not answer for 0.5 s", "stopped with an error or did not answer, says rank"});
 }
 

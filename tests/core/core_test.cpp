@@ -84,6 +84,21 @@ TEST(Storage, GuardsSeeWritesOutside) {
   EXPECT_EQ(num_damaged_storages(), before + 1);
 }
 
+TEST(Storage, CountsHostMemory) {
+  const int64_t before = host_memory().used_bytes;
+  {
+    const auto first = Storage::make(1000, Stream{});
+    reset_host_peak();
+    EXPECT_EQ(host_memory().used_bytes, before + 1000);
+    EXPECT_EQ(host_memory().peak_bytes, before + 1000);
+    Storage::make(500, Stream{});
+    const auto third = Storage::make(200, Stream{});
+    EXPECT_EQ(host_memory().used_bytes, before + 1200);
+    EXPECT_EQ(host_memory().peak_bytes, before + 1500);
+  }
+  EXPECT_EQ(host_memory().used_bytes, before);
+}
+
 TEST(Device, CudaIsRefusedWithoutABackend) {
 #ifndef BRAID_WITH_CUDA
   EXPECT_EQ(error_of([] { backend_of({DeviceKind::cuda, 1}); }), "cuda:1: this build or machine has no CUDA device");

@@ -1,6 +1,7 @@
 // The house rules a program can check: include arrows, sizes of files and functions (design: architecture, style).
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -104,6 +105,21 @@ TEST(Tree, FilesKeepTheirBudgets) {
   }
 }
 
+TEST(Tree, MacrosAreTheTwoOfTheRules) {
+  static const std::regex define(R"(^\s*#\s*define\s+(\w+).*)");
+  const std::set<std::string> allowed = {"BRAID_CHECK", "BRAID_HOST_DEVICE", "OMPI_SKIP_MPICXX"};  // the last one is MPI's own switch
+  int num_macros = 0;
+  for (const Source& source : all_sources()) {
+    for (const std::string& line : source.lines) {
+      std::smatch match;
+      if (!std::regex_match(line, match, define)) continue;
+      ++num_macros;
+      EXPECT_TRUE(allowed.count(match[1])) << source.path << ": " << line;
+    }
+  }
+  EXPECT_GE(num_macros, 3);
+}
+
 /// The text without comments, string and character literals, line breaks kept.
 std::string bare_code(const Source& source) {
   std::string text, bare;
@@ -167,11 +183,15 @@ std::vector<Function> functions_of(const Source& source) {
   return functions;
 }
 
+bool runs_on_device(const Function& function) {
+  return function.head.find("__global__") != std::string::npos || function.head.find("__device__") != std::string::npos;
+}
+
 TEST(Tree, HostFunctionsKeepTheirBudget) {
   int num_functions = 0;
   for (const Source& source : all_sources()) {
-    if (source.extension() == ".cu" || source.extension() == ".cuh" || source.starts_with("cuda/device/")) continue;
     for (const Function& function : functions_of(source)) {
+      if (runs_on_device(function)) continue;
       ++num_functions;
       EXPECT_LE(function.num_lines, 60) << source.path << ":" << function.first_line << ": " << function.head;
     }
@@ -188,6 +208,34 @@ TEST(Tree, TheFunctionBudgetCheckSeesFunctions) {
   EXPECT_EQ(functions[0].first_line, 3);
   EXPECT_EQ(functions[0].num_lines, 4);
 }
+
+#ifdef BRAID_CUDA_OBJECTS
+/// Kernels in an object file: each has a host stub with a guarded static of its own.
+int num_kernels(const fs::path& object) {
+  const std::string command = std::string(BRAID_NM) + " '" + object.string() + "'";
+  std::FILE* symbols = popen(command.c_str(), "r");
+  EXPECT_TRUE(symbols) << command;
+  int count = 0;
+  char line[16384];
+  while (symbols && std::fgets(line, sizeof line, symbols))
+    count += std::string(line).find(" _ZGVZL") != std::string::npos && std::string(line).find("__device_stub__") != std::string::npos;
+  EXPECT_EQ(pclose(symbols), 0) << command;
+  return count;
+}
+
+TEST(Tree, KernelFilesKeepTheirInstantiations) {
+  int num_files = 0, num_all = 0;
+  for (const Source& source : all_sources()) {
+    if (source.extension() != ".cu") continue;
+    const int count = num_kernels(fs::path(BRAID_CUDA_OBJECTS) / (source.path + ".o"));
+    EXPECT_LE(count, 8) << source.path;
+    num_files += count > 0;
+    num_all += count;
+  }
+  EXPECT_GT(num_files, 40);
+  EXPECT_GT(num_all, 150);
+}
+#endif
 
 TEST(Tree, TopLevelHoldsWhatIsGiven) {
   const std::set<std::string> given = {

@@ -43,7 +43,7 @@ Tensor decays(Context& ctx, Random& random, const Problem& x, int64_t N) {
   return {};
 }
 
-void expect_laws_of_linear_attention(const Problem& x, const std::vector<int64_t>& lengths) {
+void expect_laws_of_linear_attention(const Problem& x, const std::vector<int64_t>& lengths, DType dtype = DType::bf16) {
   const Sequences seqs = Sequences::of_lengths(lengths);
   const auto inputs = [&](Context& ctx, Random& random) {
     const int64_t N = seqs.num_tokens();
@@ -51,10 +51,10 @@ void expect_laws_of_linear_attention(const Problem& x, const std::vector<int64_t
                                         decays(ctx, random, x, N), normal(ctx, random, {seqs.count(), x.H, x.K, x.V})};
   };
   law_cuda<GatedLinearAttention>({.name = "case", .inputs = inputs, .attrs = {.seqs = seqs, .scale = {}}},
-                                 {.accumulator = {"log_decay", "initial_state"}}, DType::bf16);
+                                 {.accumulator = {"log_decay", "initial_state"}}, dtype);
 }
 
-void expect_laws_of_delta_rule(const Problem& x, const std::vector<int64_t>& lengths) {
+void expect_laws_of_delta_rule(const Problem& x, const std::vector<int64_t>& lengths, DType dtype = DType::bf16) {
   const Sequences seqs = Sequences::of_lengths(lengths);
   const auto inputs = [&](Context& ctx, Random& random) {
     const int64_t N = seqs.num_tokens();
@@ -63,7 +63,7 @@ void expect_laws_of_delta_rule(const Problem& x, const std::vector<int64_t>& len
                                   decays(ctx, random, x, N),           normal(ctx, random, {seqs.count(), x.HV, x.K, x.V})};
   };
   law_cuda<GatedDeltaRule>({.name = "case", .inputs = inputs, .attrs = {.seqs = seqs, .scale = {}, .qk_l2norm = true}},
-                           {.accumulator = {"beta", "log_decay", "initial_state"}}, DType::bf16);
+                           {.accumulator = {"beta", "log_decay", "initial_state"}}, dtype);
 }
 
 class LinearAttentionShapes : public ::testing::TestWithParam<Problem> {};
@@ -73,6 +73,46 @@ TEST_P(LinearAttentionShapes, FewLongSequences) { expect_laws_of_linear_attentio
 TEST_P(LinearAttentionShapes, ManyShortSequences) { expect_laws_of_linear_attention(GetParam(), kShort); }
 TEST_P(DeltaRuleShapes, FewLongSequences) { expect_laws_of_delta_rule(narrow(GetParam()), kLong); }
 TEST_P(DeltaRuleShapes, ManyShortSequences) { expect_laws_of_delta_rule(GetParam(), kShort); }
+
+TEST_P(LinearAttentionShapes, Float32) { expect_laws_of_linear_attention(narrow(GetParam()), kLong, DType::f32); }
+TEST_P(DeltaRuleShapes, Float32) { expect_laws_of_delta_rule(narrow(GetParam()), kLong, DType::f32); }
+
+void expect_laws_of_linear_recurrence(int64_t D, const std::vector<int64_t>& lengths, DType dtype) {
+  const Sequences seqs = Sequences::of_lengths(lengths);
+  const auto inputs = [&](Context& ctx, Random& random) {
+    const int64_t N = seqs.num_tokens();
+    return LinearRecurrence::Inputs{normal(ctx, random, {N, D}), uniform(ctx, random, {N, D}, -0.5, 0), normal(ctx, random, {seqs.count(), D})};
+  };
+  law_cuda<LinearRecurrence>({.name = "case", .inputs = inputs, .attrs = {.seqs = seqs}}, {.accumulator = {"log_decay", "initial_state"}}, dtype);
+}
+
+TEST(LinearRecurrenceShapes, LongAndShortSequences) {
+  for (const int64_t D : {1024, 2048})
+    for (const auto& lengths : {kLong, kShort})
+      for (const DType dtype : {DType::bf16, DType::f32}) {
+        SCOPED_TRACE(::testing::Message() << "D " << D << " " << to_string(dtype));
+        expect_laws_of_linear_recurrence(D, lengths, dtype);
+      }
+}
+
+void expect_laws_of_attention(int64_t H, int64_t HK, int64_t D, int64_t window, const std::vector<int64_t>& lengths, DType dtype) {
+  const Sequences seqs = Sequences::of_lengths(lengths);
+  const auto inputs = [&](Context& ctx, Random& random) {
+    const int64_t N = seqs.num_tokens();
+    return Attention::Inputs{normal(ctx, random, {N, H, D}), normal(ctx, random, {N, HK, D}), normal(ctx, random, {N, HK, D})};
+  };
+  law_cuda<Attention>({.name = "case", .inputs = inputs, .attrs = {.q_seqs = seqs, .window = window}}, {}, dtype);
+}
+
+TEST(AttentionShapes, LongAndShortSequences) {
+  for (const int64_t D : {64, 128, 256})
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      SCOPED_TRACE(::testing::Message() << "D " << D << " " << to_string(dtype));
+      expect_laws_of_attention(2048 / D, 2048 / D, D, 0, kShort, dtype);
+      expect_laws_of_attention(2048 / D, 512 / D, D, 100, kShort, dtype);
+      expect_laws_of_attention(2, 1, D, 0, kLong, dtype);
+    }
+}
 
 using enum Decay;
 
@@ -87,20 +127,12 @@ INSTANTIATE_TEST_SUITE_P(BuiltShapes, DeltaRuleShapes,
                          ::testing::Values(problem(absent, 16, 16, 128, 128), problem(head, 16, 16, 64, 64), problem(head, 16, 16, 128, 128),
                                            problem(head, 8, 8, 256, 256), problem(head, 6, 6, 256, 512), problem(head, 8, 16, 128, 128),
                                            problem(head, 4, 8, 256, 256), problem(channel, 16, 16, 64, 64), problem(channel, 16, 16, 128, 128),
-                                           problem(channel, 8, 8, 256, 256), problem(channel, 8, 16, 128, 128)),
+                                           problem(channel, 8, 8, 256, 256), problem(channel, 6, 6, 256, 512), problem(channel, 8, 16, 128, 128)),
                          name_of);
 
 const std::vector<int64_t> kVeryLong = {5, 100000, 1};
 
-TEST(VeryLongMember, LinearRecurrence) {
-  const Sequences seqs = Sequences::of_lengths(kVeryLong);
-  const auto inputs = [&](Context& ctx, Random& random) {
-    const int64_t N = seqs.num_tokens();
-    return LinearRecurrence::Inputs{normal(ctx, random, {N, 64}), uniform(ctx, random, {N, 64}, -0.5, 0), normal(ctx, random, {seqs.count(), 64})};
-  };
-  law_cuda<LinearRecurrence>({.name = "case", .inputs = inputs, .attrs = {.seqs = seqs}}, {.accumulator = {"log_decay", "initial_state"}},
-                             DType::bf16);
-}
+TEST(VeryLongMember, LinearRecurrence) { expect_laws_of_linear_recurrence(64, kVeryLong, DType::bf16); }
 
 TEST(VeryLongMember, LinearAttention) {
   expect_laws_of_linear_attention(problem(constant, 8, 8, 64, 64), kVeryLong);
@@ -111,14 +143,7 @@ TEST(VeryLongMember, DeltaRule) {
   for (const Decay decay : {head, channel}) expect_laws_of_delta_rule(problem(decay, 1, 1, 64, 64), kVeryLong);
 }
 
-TEST(VeryLongMember, Attention) {
-  const Sequences seqs = Sequences::of_lengths(kVeryLong);
-  const auto inputs = [&](Context& ctx, Random& random) {
-    const int64_t N = seqs.num_tokens();
-    return Attention::Inputs{normal(ctx, random, {N, 1, 64}), normal(ctx, random, {N, 1, 64}), normal(ctx, random, {N, 1, 64})};
-  };
-  law_cuda<Attention>({.name = "case", .inputs = inputs, .attrs = {.q_seqs = seqs, .window = 256}}, {}, DType::bf16);
-}
+TEST(VeryLongMember, Attention) { expect_laws_of_attention(1, 1, 64, 256, kVeryLong, DType::bf16); }
 
 }  // namespace
 }  // namespace braid::testing

@@ -152,6 +152,7 @@ TEST(CudaLarge, GatedLinearAttention) {
   const Tensor q = values({kTokens, 16, 128}), k = values({kTokens, 16, 128}, -0.5, 0.5), v = values({kTokens, 16, 128}, 0, 1);
   const auto attrs = [](int64_t n) { return GatedLinearAttention::Attrs{.seqs = sequences(n), .scale = 0.1}; };
   expect_blocks_alike<GatedLinearAttention>({q, k, v, values({kTokens, 16}, -1, 0), {}}, attrs, {}, {"log_decay"});
+  expect_blocks_alike<GatedLinearAttention>({q, k, v, values({kTokens, 16, 128}, -1, 0), {}}, attrs);
 }
 TEST(CudaLarge, GatedDeltaRule) {
   const Tensor q = values({kTokens, 8, 64}), k = values({kTokens, 8, 64}, -0.1, 0.1), v = values({kTokens, 32, 64}, 0, 1);

@@ -27,6 +27,20 @@ TEST_F(CudaRuntime, CopiesAndConverts) {
   EXPECT_EQ(to_vector<double>(gpu, sum)[7], 2 * to_vector<double>(host, x)[7]);
 }
 
+TEST_F(CudaRuntime, ConvertsBetweenAllTypesAsTheHostDoes) {
+  Context host, gpu = cuda::make_context();
+  Random random(2);
+  const Tensor x = uniform(host, random, {1000}), y = uniform(host, random, {1000});
+  for (const DType from : {DType::f64, DType::f32, DType::bf16})
+    for (const DType to : {DType::f64, DType::f32, DType::bf16})
+      for (const bool add : {false, true}) {
+        const Tensor value = converted(host, x, from), on_host = copied(host, converted(host, y, to)), on_gpu = copied(gpu, on_host);
+        convert_into(host, on_host, value, add);
+        convert_into(gpu, on_gpu, copied(gpu, value), add);
+        EXPECT_TRUE(same_bits(gpu, on_gpu, on_host)) << to_string(from) << " to " << to_string(to) << (add ? ", added" : "");
+      }
+}
+
 TEST_F(CudaRuntime, CountsMemoryAndSaysWhenItIsOut) {
   Context gpu = cuda::make_context();
   const int64_t before = cuda::memory_use().used_bytes;

@@ -42,6 +42,8 @@ TEST(BadInput, OptionsAndNames) {
   expect_refused({"check", "none.safetensors"}, space, "none.safetensors");
   expect_refused(train_words("RUN", {"--device", "cuda"}), space, "--device");  // the tests hide every GPU
   expect_refused({"study", "--preset", "smoke", "--text", "text.txt", "--out", "R", "--device", "cuda"}, space, "--device");
+  const std::string model = data_path("models/gla_hybrid"), tokens = model + "/case.safetensors";
+  expect_refused({"forward", "--model", model, "--tokens", tokens, "--out", "o", "--device", "cuda"}, space, "--dtype must be f32 or bf16");
 }
 
 TEST(BadInput, DataSets) {
@@ -61,6 +63,19 @@ TEST(BadInput, DataSets) {
   expect_done(braid_program({"tokenize", "--input", "one.txt", "--out", "one.h5"}, space));
   expect_done(braid_program(train_words("M", {"--threads", "1"}), space));
   expect_refused({"eval", "--model", "M", "--data", "one.h5", "--json", "scores.json"}, space, "one.h5");
+  expect_refused({"train", "--model", "tiny-gdn", "--data", "one.h5", "--out", "RUN"}, space, "two tokens in a row");
+  expect_refused(train_words("RUN", {"--val-data", "one.h5"}), space, "--val-data must hold two tokens in a row");
+}
+
+TEST(BadInput, OptionsThatDoNotGoTogether) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("M"), space));
+  expect_refused({"eval", "--model", "M", "--task", "recall", "--data", "d.h5"}, space, "--data must be given with --task ppl");
+  expect_refused({"eval", "--model", "M", "--data", "d.h5", "--recall", "copy"}, space, "--recall must be given with --task recall");
+  expect_refused(
+      {"train", "--model", "tiny-gdn-3-1", "--data", "d.h5", "--out", "M", "--steps", "4", "--batch-tokens", "128", "--context", "64", "--resume"},
+      space, "--steps must be at least the 6 steps that M has done, got 4");
 }
 
 TEST(BadInput, SafetensorsHeaders) {

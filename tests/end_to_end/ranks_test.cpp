@@ -40,7 +40,7 @@ double difference(const Workspace& space, const std::string& a, const std::strin
 }
 
 TEST(Ranks, AreOneRankWithTheirBatchesTogether) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   const Workspace space;
   make_data(space);
   expect_done(train(1, "one", space));
@@ -59,7 +59,7 @@ TEST(Ranks, AreOneRankWithTheirBatchesTogether) {
 }
 
 TEST(Ranks, ACheckpointOfTwoRanksIsResumedByOneOrTwo) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   const Workspace space;
   make_data(space);
   expect_done(train(2, "whole", space));
@@ -77,7 +77,7 @@ TEST(Ranks, ACheckpointOfTwoRanksIsResumedByOneOrTwo) {
 }
 
 TEST(Ranks, AMistakeEndsAllRanks) {
-  BRAID_SKIP_WITHOUT_MPI();
+  if (const std::string why = why_no_ranks(); !why.empty()) GTEST_SKIP() << why;
   const Workspace space;
   make_data(space);
   const ProgramResult result = train(3, "RUN", space);

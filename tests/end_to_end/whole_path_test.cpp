@@ -50,6 +50,9 @@ TEST(WholePath, GenerationIsReproducibleAndIndependentOfTheChunk) {
   expect_done(whole);
   EXPECT_TRUE(whole.out.starts_with("the number 12 comes"));
   EXPECT_EQ(whole.out, braid_program(small, space).out);
+  Words plain(words.begin(), words.end() - 2), single = plain;
+  single.insert(single.end(), {"--dtype", "f32"});
+  EXPECT_EQ(braid_program(plain, space).out, braid_program(single, space).out) << "f32 is the default on the CPU";
 }
 
 TEST(WholePath, ConfigFileIsReadAndTheCommandLineWins) {
@@ -61,6 +64,49 @@ TEST(WholePath, ConfigFileIsReadAndTheCommandLineWins) {
   EXPECT_NE(result.out.find("after step 2 of 2"), std::string::npos) << result.out;
   space.write("bad.ini", "stepz = 9\n");
   expect_refused({"train", "--config", "bad.ini"}, space, "--stepz");
+}
+
+/// The row of a table that begins with `name`, without runs of blanks; empty: there is none.
+std::string row_of(const std::string& table, const std::string& name) {
+  std::istringstream lines(table);
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with(name + " ")) continue;
+    line.erase(std::unique(line.begin(), line.end(), [](char a, char b) { return a == ' ' && b == ' '; }), line.end());
+    return line;
+  }
+  return "";
+}
+
+TEST(Run, TellsItsMemoryByKindAndByOperator) {
+  const Workspace space;
+  make_data(space);
+  const ProgramResult single = braid_program(train_words("A", {"--memory", "--dtype", "f32"}), space),
+                      half = braid_program(train_words("B", {"--memory", "--dtype", "bf16"}), space),
+                      again =
+                          braid_program(train_words("C", {"--memory", "--dtype", "f32", "--recompute", "block", "--recompute-layers", "2"}), space);
+  for (const ProgramResult* result : {&single, &half, &again}) {
+    expect_done(*result);
+    EXPECT_EQ(row_of(result->out, "parameters"), "parameters 1.429 MiB") << result->out;
+    EXPECT_EQ(row_of(result->out, "optimizer moments"), "optimizer moments 2.859 MiB") << result->out;
+  }
+  EXPECT_EQ(row_of(single.out, "bf16 copies of parameters"), "");
+  EXPECT_NE(row_of(half.out, "bf16 copies of parameters"), "");
+  EXPECT_NE(row_of(half.out, "linear"), row_of(single.out, "linear")) << "what is kept depends on the type computed in";
+  EXPECT_TRUE(row_of(single.out, "gated_delta_rule").starts_with("gated_delta_rule 4 ")) << single.out;
+  EXPECT_TRUE(row_of(again.out, "gated_delta_rule").starts_with("gated_delta_rule 2 ")) << again.out;
+  EXPECT_TRUE(row_of(again.out, "recompute").starts_with("recompute 2 ")) << again.out;
+  for (const char* run : {"A", "C"}) expect_done(braid_program({"convert", "--from", run, "--to", std::string("model") + run}, space));
+  EXPECT_EQ(space.read("modelA/model.safetensors"), space.read("modelC/model.safetensors"));
+}
+
+TEST(Run, IsValidatedAtItsEndAtLeast) {
+  const Workspace space;
+  make_data(space);
+  expect_done(braid_program(train_words("RUN", {"--val-data", "d.h5", "--val-tokens", "512"}), space));
+  std::istringstream lines(space.read("RUN/metrics.jsonl"));
+  int64_t num_steps = 0;
+  for (std::string line; std::getline(lines, line);) EXPECT_EQ(parse_json("metrics", line).contains("val_loss"), ++num_steps == 6) << line;
+  EXPECT_EQ(num_steps, 6);
 }
 
 TEST(Run, HoldingACheckpointIsRefusedWithoutResume) {

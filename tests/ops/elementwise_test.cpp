@@ -14,7 +14,8 @@ bool register_unary_laws(const Op& op) {
   const auto of_shape = [&](const std::string& name, const Shape& shape, double scale) -> OpCase<Op> {
     return {.name = name,
             .inputs = [=](Context& ctx, Random& random) -> typename Op::Inputs { return {normal(ctx, random, shape, scale)}; },
-            .attrs = op};
+            .attrs = op,
+            .any_shape = true};
   };
   return register_laws<Op>(std::string(Op::name), {of_shape("small", {3, 7}, 1), of_shape("one", {1}, 1), of_shape("empty", {0, 3}, 1),
                                                    of_shape("wide", {5, 19}, 4), of_shape("ranges", {40000}, 1)});

@@ -75,23 +75,40 @@ void law_determinism(const OpCase<Op>& op_case, const InputKinds& kinds) {
   expect_same_runs(one, run_op<Op>(five, in, op_case.attrs), first);
 }
 
-/// Every floating input in turn made integer, or given another rank: an Error that names operator and argument.
+/// The operator with its i-th input replaced is an Error of one line that names both.
+template <class Op>
+void expect_refused(Context& ctx, const OpCase<Op>& op_case, size_t i, const std::string& what,
+                    const std::function<Tensor(const Tensor&)>& replaced) {
+  typename Op::Inputs in = case_inputs(ctx, op_case);
+  Tensor& input = *tensors_of(in)[i];
+  if (!input.defined()) return;
+  input = replaced(input);
+  const std::string name(Op::Inputs::names[i]);
+  try {
+    apply<Op>(ctx, in, op_case.attrs);
+    ADD_FAILURE() << name << " was accepted with " << what;
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    EXPECT_TRUE(message.starts_with(std::string(Op::name) + ": ")) << message;
+    EXPECT_NE(message.find(name), std::string::npos) << "expected " << name << " to be named: " << message;
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+  }
+}
+
+/// Every input in turn of another kind of numbers, without dimensions, and on another device.
 template <class Op>
 void law_refusal(const OpCase<Op>& op_case) {
   Context ctx(1);
-  const size_t num_inputs = kNumTensors<typename Op::Inputs>;
-  for (size_t i = 0; i < num_inputs; ++i) {
-    typename Op::Inputs in = case_inputs(ctx, op_case);
-    Tensor& input = *tensors_of(in)[i];
-    if (!input.defined() || !is_floating(input.dtype())) continue;
-    input = converted(ctx, input, DType::i64);
-    try {
-      apply<Op>(ctx, in, op_case.attrs);
-      ADD_FAILURE() << "an integer " << Op::Inputs::names[i] << " was accepted";
-    } catch (const Error& error) {
-      EXPECT_NE(std::string(error.what()).find(Op::name), std::string::npos) << error.what();
-      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
-    }
+  for (size_t i = 0; i < kNumTensors<typename Op::Inputs>; ++i) {
+    expect_refused<Op>(ctx, op_case, i, "another dtype", [&](const Tensor& input) {
+      return is_floating(input.dtype()) ? converted(ctx, input, DType::i64) : Tensor::zeros(ctx, input.shape(), DType::f64);
+    });
+    if (!op_case.any_shape)
+      expect_refused<Op>(ctx, op_case, i, "no dimension", [&](const Tensor& input) { return Tensor::zeros(ctx, {}, input.dtype()); });
+    expect_refused<Op>(ctx, op_case, i, "memory of a GPU", [&](const Tensor& input) {
+      const Tensor here = contiguous(ctx, input);
+      return Tensor::over(Storage::wrap(here.raw(), here.nbytes(), {DeviceKind::cuda, 0}, here.storage()), 0, here.shape(), here.dtype());
+    });
   }
 }
 

@@ -153,6 +153,13 @@ TEST(DataLoader, ReadsDataSetsFromFiles) {
   EXPECT_NE(error_of([&] { open_token_source(path + "x"); }), "");
 }
 
+TEST(DataLoader, KnowsWhetherThereIsATarget) {
+  EXPECT_FALSE(has_target(*make_token_source({{1}, {2}, {3}})));
+  EXPECT_TRUE(has_target(*make_token_source({{1}, {2}, {3, 4}})));
+  EXPECT_TRUE(has_target(*make_token_source({{1}, {2}, {3, 4}}), 3)) << "the third token is followed by another";
+  EXPECT_FALSE(has_target(*make_token_source({{1}, {2}, {3, 4}}), 2));
+}
+
 TEST(DataLoader, RefusesWhatCannotBeRight) {
   const auto with = [](const LoaderOptions& options) { return error_of([&] { DataLoader({{numbers(), 1}}, options); }); };
   EXPECT_EQ(with({.batch_tokens = 30, .context = 16, .share = {}}), "data: batch tokens must be a multiple of context = 16, got 30");

@@ -316,55 +316,5 @@ TEST(Run, ValidatesAndReportsIt) {
   EXPECT_NE(error_of([&] { run(options, 5); }), "");
 }
 
-TEST(Metrics, AreCutToTheResumedStep) {
-  const TemporaryDirectory directory;
-  const fs::path path = directory.path() / "metrics.jsonl";
-  put(path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"ste");
-  {
-    MetricsFile file(path, 2);
-    EXPECT_EQ(file.last_step_kept(), 2);
-    StepReport report;
-    report.step = 3;
-    report.loss = std::numeric_limits<double>::quiet_NaN();
-    report.skipped = true;
-    file.append(report);
-    file.sync();
-  }
-  const std::string text = bytes_of(path);
-  EXPECT_EQ(text.rfind("{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"tokens\":0,\"loss\":null,", 0), 0u) << text;
-  EXPECT_NE(text.find("\"skipped\":true}\n"), std::string::npos);
-  EXPECT_EQ(MetricsFile(path, 9).last_step_kept(), 3);
-  MetricsFile(path, 0);
-  EXPECT_EQ(bytes_of(path), "");
-  EXPECT_NE(error_of([&] { MetricsFile(directory.path() / "absent" / "metrics.jsonl", 0); }), "");
-}
-
-TEST(Progress, IsPlainLinesInALogAtABoundedRate) {
-  const TemporaryDirectory directory;
-  const fs::path path = directory.path() / "log";
-  std::FILE* out = std::fopen(path.c_str(), "w");
-  {
-    ProgressLine line(out, {.total_steps = 1000});
-    for (int64_t step = 1; step <= 1000; ++step) {
-      StepReport report;
-      report.step = step;
-      report.tokens = 100 * step;
-      report.tokens_per_s = 50;
-      report.memory_bytes = 1234567890;
-      line.show(report);
-    }
-    line.note("done");
-  }
-  std::fclose(out);
-  const std::string text = bytes_of(path);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3) << text;
-  EXPECT_EQ(text.find('\r'), std::string::npos);
-  EXPECT_NE(text.find("step 1/1000  loss 0.0000"), std::string::npos) << text;
-  EXPECT_NE(text.find("1.23GB  33m18s left"), std::string::npos) << text;
-  EXPECT_EQ(short_number(999), "999");
-  EXPECT_EQ(short_number(12345), "12.3k");
-  EXPECT_EQ(short_duration(7512), "2h05m");
-}
-
 }  // namespace
 }  // namespace braid::testing

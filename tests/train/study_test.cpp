@@ -111,10 +111,33 @@ TEST(Study, ReadsAGridAndRefusesWhatItDoesNotKnow) {
   const StudyOptions options = parse_study(nlohmann::json::parse(R"({"preset": "smoke", "families": ["hgrn2"], "recall": {"num_pairs": 4}})"));
   EXPECT_EQ(options.families, std::vector<Family>{Family::hgrn2});
   EXPECT_EQ(options.recall.num_pairs, 4);
+  EXPECT_EQ(parse_study(nlohmann::json::parse(R"({"families": ["deltanet", "gdn"]})")).families,
+            (std::vector<Family>{Family::delta_net, Family::gated_deltanet}));
   EXPECT_TRUE(parse_study(nlohmann::json::parse(R"({"families": []})")).families.empty());  // the Transformer alone
-  for (const char* text : {R"({"presett": "smoke"})", R"({"families": ["mamba"]})", R"({"families": ["transformer"]})", R"({"ratios": ["3:1"]})",
-                           R"({"ratios": ["0-1"]})", R"({"ratios": ["7-1"]})", R"({"ratios": []})", R"({"families": [], "transformer": false})",
-                           R"({"seeds": "one"})", R"({"recall": {"pairs": 4}})", R"({"num_heads": 5})", R"({"seeds": []})", "[]"})
+  for (const char* text : {R"({"presett": "smoke"})",
+                           R"({"families": ["mamba"]})",
+                           R"({"families": ["transformer"]})",
+                           R"({"ratios": ["3:1"]})",
+                           R"({"ratios": ["0-1"]})",
+                           R"({"ratios": ["7-1"]})",
+                           R"({"ratios": []})",
+                           R"({"families": [], "transformer": false})",
+                           R"({"seeds": "one"})",
+                           R"({"recall": {"pairs": 4}})",
+                           R"({"num_heads": 5})",
+                           R"({"seeds": []})",
+                           "[]",
+                           R"({"seeds": [1, 1]})",
+                           R"({"seeds": [-1]})",
+                           R"({"seeds": [1.5]})",
+                           R"({"ratios": ["pure", "3-1", "pure"]})",
+                           R"({"families": ["gdn", "gated_deltanet"]})",
+                           R"({"text_context": 100})",
+                           R"({"text_learning_rate": 0})",
+                           R"({"recall_learning_rate": -1})",
+                           R"({"text_val_tokens": -1})",
+                           R"({"num_layers": 2.5})",
+                           R"({"recall": {"num_pairs": 1, "num_keys": 1, "num_values": 2}})"})
     EXPECT_THROW(parse_study(nlohmann::json::parse(text)), Error) << text;
   EXPECT_THROW(read_study_text({"/no/such/folder"}), Error);
 }

@@ -48,26 +48,35 @@ Json bench_gemm(Context& ctx) {
 bool wanted(const std::vector<std::string>& ops, const std::string& op) { return ops.empty() || std::find(ops.begin(), ops.end(), op) != ops.end(); }
 
 Json bench_operators(Context& ctx, const Ceilings& ceilings, const std::vector<std::string>& ops, double budget_ms) {
-  Table table({"operator", "shape", "forward ms", "floor", "x floor", "fwd+bwd ms", "floor", "x floor", "tokens/s"});
+  Table table({"operator", "shape", "forward ms", "floor", "x floor", "fwd+bwd ms", "floor", "x floor", "MB", "GFLOP", "extra MB", "tokens/s"});
   Json list = Json::array();
   for (const BenchCase& c : operator_cases(ctx)) {
     if (!wanted(ops, c.op)) continue;
     const double forward = time_ms([&] { c.forward(ctx); }, budget_ms), both = time_ms([&] { c.forward_backward(ctx); }, budget_ms);
     const double floor = ceilings.floor_ms(c.forward_flops, c.forward_bytes);
     const double both_floor = floor + ceilings.floor_ms(c.backward_flops, c.backward_bytes);
+    const double bytes = c.forward_bytes + c.backward_bytes, flops = c.forward_flops + c.backward_flops;
+    const int64_t extra = std::max<int64_t>(0, peak_bytes_above([&] { c.forward_backward(ctx); }) - c.result_bytes);
     const double tokens_per_s = 1e3 * static_cast<double>(c.num_tokens) / both;
     table.add({c.op, c.shape, number(forward), number(floor), number(forward / floor), number(both), number(both_floor), number(both / both_floor),
-               short_number(tokens_per_s)});
+               number(bytes / 1e6), number(flops / 1e9), number(static_cast<double>(extra) / 1e6), short_number(tokens_per_s)});
     list.push_back({{"op", c.op},
                     {"shape", c.shape},
                     {"forward_ms", forward},
                     {"forward_floor_ms", floor},
+                    {"forward_x_floor", forward / floor},
                     {"forward_backward_ms", both},
                     {"forward_backward_floor_ms", both_floor},
+                    {"forward_backward_x_floor", both / both_floor},
+                    {"bytes", bytes},
+                    {"flops", flops},
+                    {"extra_bytes", extra},
                     {"tokens_per_s", tokens_per_s}});
   }
   table.print(std::cout);
-  std::cout << "floor: max(operations / product speed, bytes / copy speed); below 1 x floor the data stayed in the caches\n\n";
+  std::cout
+      << "floor: max(operations / product speed, bytes / copy speed), counted; below 1 x floor the data stayed in the caches; MB and GFLOP: of\n"
+         "forward and backward; extra MB: most memory of tensors at once besides inputs, outputs and gradients\n\n";
   return list;
 }
 

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "ops/attention.h"
 #include "ops/embedding.h"
@@ -75,9 +76,23 @@ BenchCase make_case(Context& ctx, std::string shape, const typename Op::Inputs& 
   result.backward_bytes = 2 * bytes_of(in) + static_cast<double>(first.nbytes());
   result.forward_flops = flops;
   result.backward_flops = 2 * flops;
+  result.result_bytes = static_cast<int64_t>(bytes_of(out));
+  for (const Tensor* tensor : tensors_of(in))
+    if (tensor->defined() && is_floating(tensor->dtype())) result.result_bytes += tensor->nbytes();
   result.forward = [=](Context& c) { apply<Op>(c, in, attrs); };
   result.forward_backward = [=](Context& c) { run_both<Op>(c, in, attrs, seed); };
   return result;
+}
+
+/// Of the table only the rows of the tokens are read; its gradient has them all.
+void add_embedding(Context& ctx, Values& values, std::vector<BenchCase>& cases) {
+  const Tensor tokens = values.indices(kTokens, kVocab);
+  const std::vector<int64_t> list = to_vector<int64_t>(ctx, tokens);
+  const auto row = static_cast<double>(kWidth * sizeof(float)), num_rows = static_cast<double>(std::set<int64_t>(list.begin(), list.end()).size());
+  BenchCase result = make_case<Embedding>(ctx, "[4096, 512], 2048 tokens", {tokens, values.uniform({kVocab, kWidth})}, {}, 0);
+  result.forward_bytes = static_cast<double>(tokens.nbytes()) + row * (num_rows + kTokens);
+  result.backward_bytes = static_cast<double>(tokens.nbytes()) + row * (kTokens + kVocab);
+  cases.push_back(std::move(result));
 }
 
 void add_dense(Context& ctx, Values& values, std::vector<BenchCase>& cases) {
@@ -86,7 +101,7 @@ void add_dense(Context& ctx, Values& values, std::vector<BenchCase>& cases) {
   cases.push_back(make_case<Linear>(ctx, "[2048, 512] x [512, 512]", {x, values.uniform({kWidth, kWidth}), {}}, {}, 2 * n * kWidth));
   cases.push_back(make_case<LinearCrossEntropy>(ctx, "[2048, 512], vocabulary 4096",
                                                 {x, values.uniform({kVocab, kWidth}), values.indices(kTokens, kVocab)}, {}, 2 * n * kVocab));
-  cases.push_back(make_case<Embedding>(ctx, "[4096, 512], 2048 tokens", {values.indices(kTokens, kVocab), values.uniform({kVocab, kWidth})}, {}, 0));
+  add_embedding(ctx, values, cases);
   cases.push_back(make_case<RmsNorm>(ctx, "[2048, 512]", {x, weight, {}}, {}, 4 * n));
   cases.push_back(make_case<GatedRmsNorm>(ctx, "[2048, 512]", {x, gate, weight}, {}, 8 * n));
   cases.push_back(make_case<L2Norm>(ctx, "[2048, 512]", {x}, {}, 4 * n));
@@ -155,6 +170,13 @@ std::vector<FormPair> recurrence_pairs(Context& ctx) {
   add("per head", in.head_decay, delta_like, "gated_delta_rule");
   add("per channel", in.channel_decay, delta_like, "gated_delta_rule");
   return pairs;
+}
+
+int64_t peak_bytes_above(const std::function<void()>& body) {
+  const int64_t before = host_memory().used_bytes;
+  reset_host_peak();
+  body();
+  return host_memory().peak_bytes - before;
 }
 
 double time_ms(const std::function<void()>& body, double budget_ms) {

@@ -14,6 +14,7 @@ struct BenchCase {
   int64_t num_tokens = 0;
   double forward_bytes = 0, backward_bytes = 0;
   double forward_flops = 0, backward_flops = 0;
+  int64_t result_bytes = 0;  // outputs and gradients: what forward_backward must allocate
   std::function<void(Context&)> forward;
   std::function<void(Context&)> forward_backward;
 };
@@ -27,6 +28,9 @@ struct FormPair {
   BenchCase chunked, token;
 };
 std::vector<FormPair> recurrence_pairs(Context& ctx);
+
+/// Most memory of tensors at once during a call, above what was held before.
+int64_t peak_bytes_above(const std::function<void()>& body);
 
 /// Milliseconds of one call: the best of as many as fit into `budget_ms`, at least two after one to warm up.
 double time_ms(const std::function<void()>& body, double budget_ms);

@@ -39,11 +39,13 @@ void declare(Options& options, EvalOptions& o) {
   options.json(o.json);
 }
 
-void check(const EvalOptions& o) {
+void check(const EvalOptions& o, const Options& options) {
   BRAID_CHECK(o.task == "ppl" || o.task == "recall", "--task must be ppl or recall (RULER and zero-shot tasks are not part of this version), got ",
               o.task);
   require_path("--model", o.model);
   BRAID_CHECK(o.task != "ppl" || !o.data.empty(), "--data must name a token data set for --task ppl, got nothing");
+  BRAID_CHECK(o.task == "ppl" || o.data.empty(), "--data must be given with --task ppl, got --task ", o.task);
+  BRAID_CHECK(o.task == "recall" || !options.given("recall"), "--recall must be given with --task recall, got --task ", o.task);
   for (const std::string& path : o.data) require_file("--data", path);
   require_writable_file("--json", o.json);
 }
@@ -111,7 +113,7 @@ int run_eval(const Arguments& arguments) {
                   "braid eval --model RUN --task ppl --data val.h5 --json scores.json");
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
-  check(o);
+  check(o, options);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype);
   Context ctx = make_context(o.device, dtype);
   const auto model = load_named_model(ctx, "--model", o.model, accumulator(dtype));

@@ -16,7 +16,7 @@ namespace braid::cli {
 namespace {
 
 struct GenerateOptions {
-  std::string model, prompt, prompt_file, tokenizer = "bytes", dtype = "f32", json;
+  std::string model, prompt, prompt_file, tokenizer = "bytes", dtype, json;
   int64_t max_tokens = 256, chunk = 512, seed = 0;
   SamplingOptions sampling;
   DeviceOptions device;
@@ -65,7 +65,8 @@ void declare(Options& options, GenerateOptions& o) {
   options.number("top-p", "draw among the likeliest that together have this probability", o.sampling.top_p, 0, 1);
   options.integer("seed", "of the draws", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.integer("chunk", "tokens of the prompt taken at once", o.chunk, 1, 1 << 20);
-  options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
+  options.choice("dtype", "what is computed in (default: f32 on the CPU, bf16 on a GPU: the delta rule takes a prompt in chunks in no other there)",
+                 o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
   options.json(o.json);
 }
@@ -88,8 +89,8 @@ int run_generate(const Arguments& arguments) {
   const auto tokenizer = make_tokenizer(o.tokenizer);
   const std::vector<int64_t> prompt = tokenizer->encode(o.prompt);
   BRAID_CHECK(!prompt.empty(), "--prompt must have at least one token, got none");
-  const DType dtype = parse_compute_dtype("--dtype", o.dtype);
-  Context ctx = make_context(o.device, dtype);
+  Context ctx = make_context(o.device, o.dtype.empty() ? DType::f32 : parse_compute_dtype("--dtype", o.dtype));
+  const DType dtype = compute_dtype(o.dtype, ctx);
   const auto model = load_named_model(ctx, "--model", o.model, accumulator(dtype));
   if (dtype == DType::bf16) set_compute_dtype(ctx, *model, dtype);
   BRAID_CHECK(tokenizer->vocab_size() <= model->config().vocab_size, "--tokenizer must have at most ", model->config().vocab_size,

@@ -214,7 +214,8 @@ bool Options::parse(const std::vector<std::string>& arguments) {
   return true;
 }
 
-Context make_context(const DeviceOptions& options, [[maybe_unused]] DType dtype) {
+Context make_context(const DeviceOptions& options, DType dtype) {
+  BRAID_CHECK(options.device != "cuda" || dtype != DType::f64, "--dtype must be f32 or bf16 with --device cuda, got f64");
 #ifdef BRAID_WITH_CUDA
   const bool usable = options.device != "cpu" && cuda::has_usable_device();
   BRAID_CHECK(options.device != "cuda" || usable,
@@ -224,6 +225,11 @@ Context make_context(const DeviceOptions& options, [[maybe_unused]] DType dtype)
   BRAID_CHECK(options.device != "cuda", "--device must be cpu in this build, which was made without CUDA, got cuda");
 #endif
   return Context(static_cast<int>(options.threads));
+}
+
+DType compute_dtype(const std::string& given, const Context& ctx) {
+  if (!given.empty()) return parse_compute_dtype("--dtype", given);
+  return ctx.on_cpu() ? DType::f32 : DType::bf16;
 }
 
 void require_file(const std::string& option, const std::string& path) {

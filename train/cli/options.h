@@ -20,6 +20,9 @@ struct DeviceOptions {
 /// else, and for f64, which the kernels do not know, the CPU. Throws Error, naming --device, when this build or machine has no such device.
 Context make_context(const DeviceOptions& options, DType dtype);
 
+/// The --dtype given; empty: what the device is fast in, f32 on the CPU and bf16 on a GPU.
+DType compute_dtype(const std::string& given, const Context& ctx);
+
 /// Options bound to variables; a variable's value at declaration is its default. Every mistake of the user is an Error of one line
 /// that names the option, what was expected and what was given. Values are read independently of the locale.
 class Options {

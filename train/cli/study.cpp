@@ -8,6 +8,7 @@
 #include "train/cli/commands.h"
 #include "train/cli/options.h"
 #include "train/interrupt.h"
+#include "train/metrics.h"
 #include "train/study/report.h"
 
 namespace braid::cli {
@@ -17,7 +18,7 @@ namespace {
 class StudyProgress {
  public:
   void say(const std::string& line) {
-    if (live_) std::fprintf(stderr, "\r\033[K%s", line.c_str());
+    if (live_) std::fprintf(stderr, "\r\033[K%s", fit_to_terminal(line, STDERR_FILENO).c_str());
     else std::fprintf(stderr, "%s\n", line.c_str());
     std::fflush(stderr);
   }
@@ -26,7 +27,7 @@ class StudyProgress {
   }
 
  private:
-  bool live_ = isatty(STDERR_FILENO) != 0;
+  bool live_ = terminal_columns(STDERR_FILENO) > 0;
 };
 
 StudyOptions chosen_study(const std::string& preset, const std::string& grid) {

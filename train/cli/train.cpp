@@ -32,7 +32,7 @@ struct TrainCommand {
   std::string model, init_from, out, schedule = "cosine", dtype, recompute = "none", val_data;
   std::vector<std::string> data;
   int64_t steps = 1000, batch_tokens = 8192, context = 512, warmup = -1, accumulate = 1, micro_tokens = 0, seed = 0;
-  int64_t val_every = 0, val_tokens = 1 << 16, save_every = 0, keep = 3;
+  int64_t val_every = 0, val_tokens = 1 << 16, save_every = 0, keep = 3, recompute_layers = -1;
   double lr = 1e-3, weight_decay = 0.1, clip = 1, floor_ratio = 0.1, decay_fraction = 0.2, spike_margin = 3, peak_tflops = 0;
   bool resume = false, memory = false, profile = false;
   RecallOptions recall;
@@ -64,12 +64,15 @@ void declare(Options& options, TrainCommand& o) {
   options.choice("dtype", "what matrices are multiplied in (default: f32 on the CPU, bf16 on a GPU)", o.dtype, {"bf16", "f32"});
   options.integer("seed", "of first values and order of data", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.text("val-data", "token data set to validate on", o.val_data);
-  options.integer("val-every", "steps between validations; 0: none", o.val_every);
+  options.integer("val-every", "steps between validations; 0: one, after the last step", o.val_every);
   options.integer("val-tokens", "tokens of a validation; 0: all", o.val_tokens);
   options.integer("save-every", "steps between checkpoints; 0: only at the end", o.save_every);
   options.integer("keep", "newest checkpoints kept; 0: all", o.keep);
   options.choice("recompute", "what is computed again in backward instead of kept", o.recompute, {"none", "mlp", "block"});
-  options.flag("memory", "print what is kept for backward, by operator, before training, and on a GPU who held what when most was held", o.memory);
+  options.integer("recompute-layers", "in so many of the first layers; -1: in all", o.recompute_layers, -1);
+  options.flag("memory",
+               "print what is held by kind and kept for backward by operator before training, and on a GPU who held what when most was held",
+               o.memory);
   options.flag("profile", "print where the fifth step's time went, by operator; on a GPU this run waits for every kernel", o.profile);
   options.number("peak-tflops", "operations per second that MFU is measured against; 0: 803 on a GPU (an H100's bf16 product), measured on the CPU",
                  o.peak_tflops);
@@ -93,12 +96,16 @@ WeightedPath parse_weighted(const std::string& text) {
   return {text.substr(0, colon), weight};
 }
 
-std::shared_ptr<const TokenSource> open_for(const std::string& option, const std::string& path, const ModelConfig& config) {
+/// A data set from whose first `num_tokens` tokens (0: all) something can be learned or told.
+std::shared_ptr<const TokenSource> open_for(const std::string& option, const std::string& path, const ModelConfig& config, int64_t num_tokens = 0) {
   require_file(option, path);
   const int64_t vocab = TokenDataset(path).vocab_size();
   BRAID_CHECK(vocab <= config.vocab_size, option, " must have a vocabulary of at most ", config.vocab_size, " like the model, got ", path, " with ",
               vocab);
-  return open_token_source(path, config.vocab_size);
+  auto source = open_token_source(path, config.vocab_size);
+  BRAID_CHECK(has_target(*source, num_tokens), option, " must hold two tokens in a row of one document, got ", path, " with ", source->num_tokens(),
+              " tokens");
+  return source;
 }
 
 int64_t num_micro_batches(const TrainCommand& o) {
@@ -147,7 +154,8 @@ TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Con
   options.adamw.weight_decay = o.weight_decay;
   options.max_grad_norm = o.clip;
   options.recompute = recompute_level(o.recompute);
-  options.compute_dtype = o.dtype.empty() ? (ctx.on_cpu() ? DType::f32 : DType::bf16) : parse_compute_dtype("--dtype", o.dtype);
+  options.recompute_layers = o.recompute_layers;
+  options.compute_dtype = compute_dtype(o.dtype, ctx);
   options.spike_margin = o.spike_margin;
   options.cost = model_cost(config, o.context);
   constexpr double kMeasuredPeak = 803e12;
@@ -156,24 +164,42 @@ TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Con
   return options;
 }
 
-/// One loss of the first micro-batch, recorded and thrown away: what the tape keeps is what training will keep.
-void print_memory(Context& ctx, const HybridLm& model, const std::vector<WeightedSource>& sources, const TrainCommand& o, const BatchShare& share) {
+/// What is held from step to step, by kind; then one loss of the first micro-batch, recorded and thrown away: what the tape keeps is what training
+/// will keep, by operator.
+void print_memory(Context& ctx, const HybridLm& model, const Trainer& trainer, const std::vector<WeightedSource>& sources, const TrainCommand& o,
+                  const BatchShare& share) {
+  std::vector<std::pair<const char*, int64_t>> kinds = {
+      {"parameters", 0}, {"gradients", 0}, {"bf16 copies of parameters", 0}, {"optimizer moments", 0}};
+  for (const Parameter* parameter : model.parameters()) {
+    kinds[0].second += parameter->value.nbytes();
+    kinds[1].second += parameter->grad.nbytes();
+    if (parameter->compute) kinds[2].second += parameter->compute.nbytes();
+  }
+  for (const OptimizerSlot& slot : trainer.optimizer().slots()) kinds[3].second += slot.m.nbytes() + slot.v.nbytes();
+  const auto print = [](Table& table, int64_t total, auto... blank) {
+    table.add({"all of these", blank..., bytes(static_cast<double>(total))});
+    table.print(std::cout);
+  };
+  Table held({"held all the time by", "bytes"});
+  int64_t total = 0;
+  for (const auto& [kind, count] : kinds) {
+    if (count > 0) held.add({kind, bytes(static_cast<double>(count))});
+    total += count;
+  }
+  print(held, total);
   DataLoader loader(sources, loader_options(o, share));
   const StepBatch batch = loader.next(ctx);
-  zero_grads(ctx, model);
   Tape tape;
   WithTape recording(ctx, &tape);
-  score_with(model)(ctx, batch.micro_batches.at(0), {.recompute = recompute_level(o.recompute)});
-  Table table({"kept for backward by", "calls", "bytes"});
-  double total = 0;
+  score_with(model)(ctx, batch.micro_batches.at(0),
+                    {.recompute = trainer.options().recompute, .recompute_layers = trainer.options().recompute_layers});
+  Table kept({"kept for backward by", "calls", "bytes"});
+  total = 0;
   for (const SavedBytes& saved : tape.saved_bytes()) {
-    table.add({saved.op, std::to_string(saved.count), bytes(static_cast<double>(saved.bytes))});
-    total += static_cast<double>(saved.bytes);
+    kept.add({saved.op, std::to_string(saved.count), bytes(static_cast<double>(saved.bytes))});
+    total += saved.bytes;
   }
-  const auto parameters = static_cast<double>(model.num_parameters());
-  table.add({"all of these", "", bytes(total)});
-  table.add({"parameters, gradients and moments", "", bytes(16 * parameters)});
-  table.print(std::cout);
+  print(kept, total, "");
   std::cout.flush();
 }
 
@@ -221,7 +247,7 @@ RunOptions run_options(const TrainCommand& o, const ModelConfig& config) {
   run.resume = o.resume;
   run.save_every = o.save_every;
   run.keep = o.keep;
-  run.val_every = o.val_every;
+  run.val_every = o.val_every > 0 || o.val_data.empty() ? o.val_every : o.steps;
   return run;
 }
 
@@ -275,7 +301,7 @@ int run_train(const Arguments& arguments) {
   Options options("train", "train a model; SIGINT or SIGTERM ends it after a step with a checkpoint",
                   "braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --steps 500 --val-data val.h5 --val-every 100\n"
                   "  braid train --model tiny-gdn-3-1 --recall mqar --out RUN --steps 500\n"
-                  "  mpirun -n 4 braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --threads 1");
+                  "  mpirun -n 2 braid train --model tiny-gdn-3-1 --data train.h5 --out RUN --threads 1");
   declare(options, o);
   if (!options.parse(arguments)) return kDone;
   check(o);
@@ -289,7 +315,7 @@ int run_train(const Arguments& arguments) {
   const bool is_first = ranks->rank() == 0;
   const ModelConfig config = named_config("--model", o.model);
   const std::vector<WeightedSource> sources = open_sources(o, config);
-  const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config);
+  const auto val_source = o.val_data.empty() ? nullptr : open_for("--val-data", o.val_data, config, o.val_tokens);
   RunOptions run = run_options(o, config);
   const auto task = o.recall.task.empty() ? nullptr : make_task(o.recall, o.seed, config.vocab_size);
   const std::unique_ptr<BatchSource> source = make_source(o, sources, task.get(), share);
@@ -302,8 +328,8 @@ int run_train(const Arguments& arguments) {
   InterruptGuard guard;
   initialize(ctx, model, DType::f32, config.initializer_range, static_cast<uint64_t>(o.seed));
   if (!o.init_from.empty()) load_named_values(ctx, "--init-from", o.init_from, model, DType::f32);
-  if (o.memory && is_first) print_memory(ctx, model, sources, o, share);
   Trainer trainer(ctx, model, score, *source, train, ranks.get());
+  if (o.memory && is_first) print_memory(ctx, model, trainer, sources, o, share);
   TrainObserver silent;
   if (!is_first) {  // the first speaks for all
     run_training(trainer, run, silent);

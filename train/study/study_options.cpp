@@ -3,8 +3,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <nlohmann/json.hpp>
 
+#include "io/json.h"
+#include "models/presets.h"
 #include "train/study/study.h"
 
 namespace braid {
@@ -20,10 +21,10 @@ int64_t ratio_of(const std::string& ratio, int64_t num_layers) {
 }
 
 Family family_named(const std::string& name) {
+  const std::optional<Family> as_preset = preset_family(name);
   for (Family family : kFamilies)
-    if (name == to_string(family) && family != Family::transformer) return family;
-  fail("study: families must be of hgrn, retnet, gla, hgrn2, delta_net and gated_deltanet (\"transformer\": true adds the Transformer), got '", name,
-       "'");
+    if ((name == to_string(family) || family == as_preset) && family != Family::transformer) return family;
+  fail("study: families must be of hgrn, retnet, gla, hgrn2, deltanet and gdn (\"transformer\": true adds the Transformer), got '", name, "'");
 }
 
 /// The MLP width, a multiple of 8, that brings the model nearest to `parameters`.
@@ -82,13 +83,8 @@ void set_mixer(const StudyOptions& options, ModelConfig& config) {
 
 /// Reads json[key] into `to` when it is there; a wrong type is an Error.
 template <class T>
-void read(const nlohmann::json& json, const char* key, T& to) {
-  if (!json.contains(key)) return;
-  try {
-    json.at(key).get_to(to);
-  } catch (const nlohmann::json::exception&) {
-    fail("study: ", key, " has the wrong type: ", json.at(key).dump());
-  }
+void read(const Json& json, const char* key, T& to) {
+  to = value_or<T>("study", json, key, to);
 }
 
 const std::vector<std::string> kKeys = {"preset",
@@ -121,7 +117,7 @@ std::string known_list(const std::vector<std::string>& known) {
   return list;
 }
 
-void require_known_keys(const nlohmann::json& json, const std::vector<std::string>& known) {
+void require_known_keys(const Json& json, const std::vector<std::string>& known) {
   BRAID_CHECK(json.is_object(), "study: expected a JSON object, got ", json.type_name());
   for (const auto& [key, value] : json.items())
     BRAID_CHECK(std::find(known.begin(), known.end(), key) != known.end(), "study: unknown key '", key, "', expected one of ", known_list(known));
@@ -151,6 +147,47 @@ void add_files(const std::filesystem::path& path, std::vector<std::filesystem::p
   }
 }
 
+/// Every point of the grid is trained once: a second one like it would pass for more evidence.
+template <class T>
+void require_distinct(const char* key, const std::vector<T>& values) {
+  for (size_t i = 0; i < values.size(); ++i)
+    BRAID_CHECK(std::find(values.begin(), values.begin() + i, values[i]) == values.begin() + i, "study: ", key, " must differ, got one twice");
+}
+
+void check_grid(const StudyOptions& options) {
+  BRAID_CHECK(!options.seeds.empty(), "study: seeds must name at least one seed");
+  BRAID_CHECK(!options.families.empty() || options.transformer, "study: families must name at least one family");
+  BRAID_CHECK(!options.ratios.empty() || options.families.empty(), "study: ratios must name at least one ratio");
+  for (int64_t seed : options.seeds) BRAID_CHECK(seed >= 0, "study: seeds must be at least 0, got ", seed);
+  require_distinct("families", options.families);
+  require_distinct("ratios", options.ratios);
+  require_distinct("seeds", options.seeds);
+}
+
+void check_numbers(const StudyOptions& options) {
+  for (const auto& [name, value] : {std::pair{"num_layers", options.num_layers},
+                                    {"hidden_size", options.hidden_size},
+                                    {"num_heads", options.num_heads},
+                                    {"key_dim", options.key_dim},
+                                    {"mlp_width", options.mlp_width},
+                                    {"recall_steps", options.recall_steps},
+                                    {"text_steps", options.text_steps},
+                                    {"recall_examples", options.recall_examples},
+                                    {"recall_test_examples", options.recall_test_examples},
+                                    {"text_batch_tokens", options.text_batch_tokens},
+                                    {"text_context", options.text_context},
+                                    {"jobs", options.jobs}})
+    BRAID_CHECK(value >= 1, "study: ", name, " must be at least 1, got ", value);
+  BRAID_CHECK(options.text_val_tokens >= 0, "study: text_val_tokens must be at least 0 (all), got ", options.text_val_tokens);
+  for (const auto& [name, rate] :
+       {std::pair{"recall_learning_rate", options.recall_learning_rate}, {"text_learning_rate", options.text_learning_rate}})
+    BRAID_CHECK(rate > 0, "study: ", name, " must be positive, got ", rate);
+  BRAID_CHECK(options.hidden_size % options.num_heads == 0, "study: num_heads must divide hidden_size = ", options.hidden_size, ", got ",
+              options.num_heads);
+  BRAID_CHECK(options.text_batch_tokens % options.text_context == 0,
+              "study: text_context must divide text_batch_tokens = ", options.text_batch_tokens, ", got ", options.text_context);
+}
+
 }  // namespace
 
 StudyOptions study_preset(std::string_view name) {
@@ -172,7 +209,7 @@ StudyOptions study_preset(std::string_view name) {
   return options;
 }
 
-StudyOptions parse_study(const nlohmann::json& json) {
+StudyOptions parse_study(const Json& json) {
   require_known_keys(json, kKeys);
   std::string preset = "quickstart";
   read(json, "preset", preset);
@@ -203,7 +240,8 @@ StudyOptions parse_study(const nlohmann::json& json) {
   read(json, "recall_learning_rate", options.recall_learning_rate);
   read(json, "text_learning_rate", options.text_learning_rate);
   if (json.contains("recall")) {
-    const nlohmann::json& recall = json.at("recall");
+    const Json& recall = json.at("recall");
+    BRAID_CHECK(recall.is_object(), "study: recall must be an object, got ", recall.type_name());
     require_known_keys(recall, {"num_pairs", "num_keys", "num_values", "num_queries", "gap", "length"});
     for (const auto& [key, member] : {std::pair{"num_pairs", &options.recall.num_pairs},
                                       {"num_keys", &options.recall.num_keys},
@@ -218,27 +256,13 @@ StudyOptions parse_study(const nlohmann::json& json) {
 }
 
 void check_study(const StudyOptions& options) {
-  BRAID_CHECK(!options.seeds.empty(), "study: seeds must name at least one seed");
-  BRAID_CHECK(!options.families.empty() || options.transformer, "study: families must name at least one family");
-  BRAID_CHECK(!options.ratios.empty() || options.families.empty(), "study: ratios must name at least one ratio");
-  for (const auto& [name, value] : {std::pair{"num_layers", options.num_layers},
-                                    {"hidden_size", options.hidden_size},
-                                    {"num_heads", options.num_heads},
-                                    {"key_dim", options.key_dim},
-                                    {"mlp_width", options.mlp_width},
-                                    {"recall_steps", options.recall_steps},
-                                    {"text_steps", options.text_steps},
-                                    {"recall_examples", options.recall_examples},
-                                    {"recall_test_examples", options.recall_test_examples},
-                                    {"text_batch_tokens", options.text_batch_tokens},
-                                    {"text_context", options.text_context},
-                                    {"jobs", options.jobs}})
-    BRAID_CHECK(value >= 1, "study: ", name, " must be at least 1, got ", value);
-  BRAID_CHECK(options.hidden_size % options.num_heads == 0, "study: num_heads must divide hidden_size = ", options.hidden_size, ", got ",
-              options.num_heads);
-  const int64_t task_vocab = make_associative_recall(options.recall, 1)->vocab_size();
-  BRAID_CHECK(options.vocab_size >= std::max<int64_t>(256, task_vocab), "study: vocab_size must be at least ", std::max<int64_t>(256, task_vocab),
-              " (bytes, and the recall task's tokens), got ", options.vocab_size);
+  check_grid(options);
+  check_numbers(options);
+  const std::unique_ptr<RecallTask> task = make_associative_recall(options.recall, static_cast<uint64_t>(options.seeds[0]));
+  for (const Split split : {Split::train, Split::test}) task->example(split, 0);  // throws where there are too few different ones
+  const int64_t vocab = std::max<int64_t>(256, task->vocab_size());
+  BRAID_CHECK(options.vocab_size >= vocab, "study: vocab_size must be at least ", vocab, " (bytes, and the recall task's tokens), got ",
+              options.vocab_size);
   for (Family family : options.families)
     for (const std::string& ratio : options.ratios) parse_config(to_json(study_model(options, family, ratio)));
 }

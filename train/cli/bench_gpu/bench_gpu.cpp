@@ -149,6 +149,7 @@ std::vector<GpuBenchRow> bench_gpu(Context& ctx, const GpuBenchOptions& options)
 std::string to_json(Context& ctx, const std::vector<GpuBenchRow>& rows) {
   std::ostringstream out;
   out.imbue(std::locale::classic());
+  out.precision(15);  // bytes and operations are counts
   out << "{\"device\": " << quoted(cuda::facts(ctx.device().index).name) << ", \"floor_bytes_per_s\": " << kFloorBytesPerSecond
       << ", \"floor_flops_per_s\": " << kFloorFlopsPerSecond << ", \"operators\": [";
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -158,8 +159,11 @@ std::string to_json(Context& ctx, const std::vector<GpuBenchRow>& rows) {
       out << ", \"error\": " << quoted(row.error) << '}';
       continue;
     }
-    out << ", \"forward_ms\": " << row.forward_ms << ", \"forward_floor_ms\": " << row.forward_floor_ms;
-    if (row.both_ms > 0) out << ", \"forward_backward_ms\": " << row.both_ms << ", \"forward_backward_floor_ms\": " << row.both_floor_ms;
+    out << ", \"forward_ms\": " << row.forward_ms << ", \"forward_floor_ms\": " << row.forward_floor_ms
+        << ", \"forward_x_floor\": " << row.forward_ms / row.forward_floor_ms;
+    if (row.both_ms > 0)
+      out << ", \"forward_backward_ms\": " << row.both_ms << ", \"forward_backward_floor_ms\": " << row.both_floor_ms
+          << ", \"forward_backward_x_floor\": " << row.both_ms / row.both_floor_ms;
     out << ", \"bytes\": " << row.bytes << ", \"flops\": " << row.flops << ", \"extra_bytes\": " << row.extra_bytes << ", \"runs\": " << row.runs
         << '}';
   }
