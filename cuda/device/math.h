@@ -3,12 +3,16 @@
 
 namespace braid::device {
 
-/// e^x; 0 where that is no normal number.
-__device__ inline float fast_exp(float x) {
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+/// 2^x; 0 where that is no normal number.
+__device__ inline float fast_exp2(float x) {
   float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+/// e^x; 0 where that is no normal number.
+__device__ inline float fast_exp(float x) { return fast_exp2(x * kLog2E); }
 /// 1 / x; infinity for what is no normal number, 0 for infinity.
 __device__ inline float fast_reciprocal(float x) {
   float result;

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cuda/device/barrier.h"
+
 namespace braid::device {
 
 /// Whether this is the pass that compiles for sm_90a; kernels do nothing in the others.
@@ -14,23 +16,11 @@ inline constexpr bool kHopperCode = true;
 inline constexpr bool kHopperCode = false;
 #endif
 
-/// Of an 8-byte barrier in shared memory; one thread calls it before a block barrier.
-__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
 /// After the last barrier_init, by the thread that made them: the copy engine sees them.
 __device__ inline void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ inline void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
 /// Arrives, and makes the phase wait for that many bytes of copies.
 __device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-/// Waits for the end of the phase with that parity (0, 1, 0, …). A fresh barrier counts as having ended one of parity 1.
-__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @done bra.uni out; bra.uni again; out: }" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
 }
 
 /// The box of `map` at (x, y, z), innermost first, to shared memory; outside of the tensor are zeros. One thread calls it.

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ops/recurrence/tiles.h"
+
 namespace braid::chunk {
 
 inline constexpr int64_t kBlock = 16;  // rows of a triangular block
@@ -102,9 +104,9 @@ void multiply_into_lower(int64_t rows, int64_t depth, const Left<T>& a, const T*
 /// to [cols, rows] = from [rows, cols]^T.
 template <class T>
 void transpose(int64_t rows, int64_t cols, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  for (int64_t i = 0; i < rows; i += kBlock)
-    for (int64_t j = 0; j < cols; ++j)
-      for (int64_t r = 0; r < kBlock; ++r) to[j * to_stride + i + r] = from[(i + r) * from_stride + j];
+  for (int64_t i = 0; i < rows; i += tiles::kLanes<T>)
+    for (int64_t j = 0; j < cols; j += tiles::kLanes<T>)
+      tiles::transpose_square(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
 }
 
 /// inverse [rows, rows] of I + diag(beta) · strict, `strict` strictly lower triangular (zeros inside its diagonal blocks):

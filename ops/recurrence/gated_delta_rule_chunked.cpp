@@ -57,9 +57,11 @@ struct Layout {
 /// to [R, padded(width)] = factor · from (rows `stride` apart), zeros (or `fill`) around it.
 template <class T>
 void load_rows(const T* from, int64_t stride, int64_t tokens, int64_t width, T factor, T* to, int64_t R, T fill = T(0)) {
+  constexpr int64_t kAhead = 12, kLine = 64 / sizeof(T);  // rows are too far apart for the processor to see what comes next
   const int64_t full = padded(width);
   for (int64_t i = 0; i < R; ++i) {
     const int64_t real = i < tokens && from ? width : 0;
+    for (int64_t c = 0; i + kAhead < tokens && c < real; c += kLine) __builtin_prefetch(from + (i + kAhead) * stride + c);
     if (real) array(to + i * full, real) = factor * array(from + i * stride, real);
     array(to + i * full + real, full - real).setConstant(fill);
   }

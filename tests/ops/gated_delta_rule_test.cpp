@@ -86,6 +86,8 @@ const InputKinds kKinds{
 std::vector<OpCase<GatedDeltaRule>> cases() {
   using enum Decay;
   const std::vector<int64_t> few = {3, 0, 1, 19}, many = {0, 1, 15, 16, 17, 63, 64, 65, 200};
+  std::vector<int64_t> crowd(70, 1);  // enough for the kernels' plan for many sequences
+  crowd[0] = 130, crowd[30] = 65;
   return {
       make_case("token_none", {.lengths = few, .decay = none, .state = false}, Form::token),
       make_case("token_head_grouped", {.lengths = few, .HV = 4, .scale = 0.7}, Form::token),
@@ -110,6 +112,7 @@ std::vector<OpCase<GatedDeltaRule>> cases() {
       long_case("chunks_head_grouped", {.lengths = {0, 1, 63, 64, 65, 130}, .H = 1, .HV = 2, .K = 64, .V = 128, .low = -0.1, .scale = 0.7}),
       long_case("chunks_wide", {.lengths = {65, 1, 129}, .H = 1, .HV = 1, .K = 256, .V = 64, .low = -1}),
       long_case("chunks_two_heads", {.lengths = {64, 200}, .HV = 4, .K = 128, .V = 64, .low = -0.05}),
+      long_case("chunks_many", {.lengths = crowd, .H = 1, .HV = 1, .K = 128, .V = 64, .low = -0.1}),
       long_case("chunks_no_norm", {.lengths = {130, 70}, .K = 64, .V = 64, .low = -0.1, .l2norm = false, .size = 0.1}),
       long_case("chunks_mixed", {.lengths = {150, 63}, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -30}),
       long_case("chunks_strong", {.lengths = {130}, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -30, .high = -29}),
@@ -120,6 +123,7 @@ std::vector<OpCase<GatedDeltaRule>> cases() {
       long_case("channel_two_heads", {.lengths = {64, 200}, .HV = 4, .K = 128, .V = 64, .decay = channel, .low = -0.05}),
       long_case("channel_wide", {.lengths = {65, 1, 129}, .H = 1, .HV = 1, .K = 256, .V = 128, .decay = channel, .low = -1}),
       long_case("channel_wide_grouped", {.lengths = {200}, .H = 1, .HV = 2, .K = 256, .V = 64, .decay = channel, .low = -0.02}),
+      long_case("channel_many", {.lengths = crowd, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1}),
       long_case("channel_no_norm", {.lengths = {130, 70}, .K = 128, .V = 64, .decay = channel, .low = -0.1, .l2norm = false, .size = 0.1}),
       long_case("channel_small_values",
                 {.lengths = {70}, .K = 64, .V = 64, .decay = channel, .low = -0.1, .l2norm = false, .state = false, .size = 1e-6}),
@@ -132,6 +136,9 @@ std::vector<OpCase<GatedDeltaRule>> cases() {
       long_case("channel_beta_two",
                 {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1, .beta_low = 2, .beta_high = 2}),
       long_case("channel_beta_zero", {.lengths = {130}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.1, .beta_high = 0}),
+      identical_keys_case("chunks_identical_keys", {.lengths = {130, 20}, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -0.1}),
+      identical_keys_case("chunks_identical_keys_none", {.lengths = {130, 20}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = none}),
+      identical_keys_case("chunks_identical_keys_wide", {.lengths = {130, 20}, .H = 1, .HV = 1, .K = 256, .V = 64, .decay = none}),
       identical_keys_case("channel_identical_keys", {.lengths = {130, 20}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -0.1}),
       long_case("beta_two", {.lengths = {130}, .K = 16, .low = -0.1, .beta_low = 2, .beta_high = 2}),
       long_case("beta_one", {.lengths = {130}, .K = 16, .decay = none, .beta_low = 1, .beta_high = 1}),

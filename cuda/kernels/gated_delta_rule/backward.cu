@@ -12,13 +12,15 @@ template <int keys, int groups, int members, int stages, bool by_channel>
 struct BackwardPlan : WalkPlan<keys, groups, members, by_channel> {
   using Walk = WalkPlan<keys, groups, members, by_channel>;
   static constexpr int kStages = stages;
-  // A stage: k, q, A, its rest, P, factors, d_o. With decays per channel k_out, its rest and P come early, and a stage is k_in, q_in, A, its rest,
-  // factors, d_o.
-  static constexpr int kFirstStage = by_channel ? 2 * Walk::kRowBytes + kTileBytes : 0;
+  // A stage: k, q, A, its rest, P, factors, d_o. With decays per channel k_out, its rest and P come early, as does d_o, which is needed to the end
+  // and has two places; a stage is k_in, q_in, A, its rest, factors.
+  static constexpr int kEarlyValues = 2 * Walk::kRowBytes + kTileBytes, kValueBytes = groups * kSliceBytes;
+  static constexpr int kFirstStage = by_channel ? kEarlyValues + 2 * kValueBytes : 0;
   static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = by_channel ? kInverse : kInverse + 2 * kTileBytes;
   static constexpr int kFactors = kInverse + (by_channel ? 2 : 3) * kTileBytes;
-  static constexpr int kValues = kFactors + kFactorBytes, kStageBytes = kValues + groups * kSliceBytes;
-  static constexpr int kPlaces = kFirstStage + stages * kStageBytes, kSharedBytes = kPlaces + groups * Walk::kPublished;
+  static constexpr int kValues = kFactors + kFactorBytes, kStageBytes = kValues + (by_channel ? 0 : kValueBytes);
+  static constexpr int kPlaces = kFirstStage + stages * kStageBytes, kBarriers = kPlaces + groups * Walk::kPublished;
+  static constexpr int kSharedBytes = kBarriers + Walk::kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -32,8 +34,8 @@ __device__ inline void load_chunks(const BackwardParams& params, const Lane& x, 
       const int64_t chunk = x.chunks - 1 - step, lane = (x.slot + chunk) * p.HV + x.j;
       load_keys<Plan>(p, x, p.k, chunk, stage, thread);
       load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
-      copy_bytes<3 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
-      copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+      copy_bytes<3 * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
     }
     device::cp_async_commit();
@@ -53,22 +55,25 @@ __device__ inline void load_channel_chunks(const BackwardParams& params, const L
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
   const auto lane_of = [&](int64_t chunk) { return (x.slot + chunk) * p.HV + x.j; };
   const auto squares_of = [&](int64_t chunk) { return p.squares + lane_of(chunk) * num_squares(true) * kSquare; };
+  const auto stage_of = [&](int64_t step) { return start + Plan::kFirstStage + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes; };
   const auto load_early = [&](int64_t step) {
     const int64_t chunk = x.chunks - 1 - step;
     load_decayed<Plan>(p, x, kKeysOut, chunk, start, thread);
     load_decayed<Plan>(p, x, kKeysOutRest, chunk, start + Plan::kRowBytes, thread);
-    copy_bytes<kTileBytes, kLoaderThreads>(start + Plan::kScores, squares_of(chunk) + 2 * kSquare, thread);
+    copy_bytes<kTileBytes, Plan::kLoaderThreads>(start + Plan::kScores, squares_of(chunk) + 2 * kSquare, thread);
+    load_values<Plan>(p, x, params.d_o, chunk, start + Plan::kEarlyValues + static_cast<int>(step % 2) * Plan::kValueBytes, thread);
+  };
+  const auto load_middle = [&](int64_t step) {
+    const int64_t chunk = x.chunks - 1 - step;
+    copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage_of(step) + Plan::kInverse, squares_of(chunk), thread);
+    copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage_of(step) + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
   };
   const auto load_late = [&](int64_t step) {
-    const uint32_t stage = start + Plan::kFirstStage + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes;
     const int64_t chunk = x.chunks - 1 - step;
-    load_decayed<Plan>(p, x, kKeysIn, chunk, stage, thread);
-    load_decayed<Plan>(p, x, kQueriesIn, chunk, stage + Plan::kQuery, thread);
-    copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, squares_of(chunk), thread);
-    copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
-    load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
+    load_decayed<Plan>(p, x, kKeysIn, chunk, stage_of(step), thread);
+    load_decayed<Plan>(p, x, kQueriesIn, chunk, stage_of(step) + Plan::kQuery, thread);
   };
-  load_areas<Plan>(x.chunks, load_early, load_late, [](int64_t) {});
+  load_areas<Plan>(start, x.chunks, Loads{load_early, load_middle, load_late, [](int64_t) {}});
 }
 
 /// Fragments of dO^T for 16 tokens, each token times a factor.
@@ -110,7 +115,10 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
   int offset = Plan::kFirstStage;
   for (int64_t step = 0; step < x.chunks; ++step) {
     __syncthreads();
-    const uint32_t stage = start + offset, values = stage + Plan::kValues + group.group * kSliceBytes + lane_offset<16, true>();
+    const uint32_t stage = start + offset;
+    const uint32_t all_values =
+        Plan::kByChannel ? start + Plan::kEarlyValues + static_cast<int>(step % 2) * Plan::kValueBytes : stage + Plan::kValues;
+    const uint32_t values = all_values + group.group * kSliceBytes + lane_offset<16, true>();
     const uint32_t key_tile = stage + group.member * keys * 2, early = Plan::kByChannel ? start : stage;
     const float* factors = reinterpret_cast<const float*>(memory + offset + Plan::kFactors);
     float u[8][4] = {}, r[8][4] = {};
@@ -118,9 +126,10 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
     to_state_fragments<keys>(fragments, state);
     multiply_state<Plan::K, keys, Plan::kByChannel>(u, fragments, early + group.member * keys * 2);
     add_outputs<Plan>(u, factors, values, early + Plan::kScores, group.member);
-    leave<Plan>(kEarly);
-    group.add_up(u);
+    leave_early<Plan>(start);
+    group.add_up(u, step);
     group.publish_state(fragments);
+    reach<Plan>(start, kMiddle, step);
     decay_state<Plan>(state, factors, group.member);
     multiply_inverse<true>(r, u, stage + Plan::kInverse);
 #pragma unroll
@@ -137,6 +146,7 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
       if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, a);
     }
     if constexpr (!Plan::kByChannel) scale_each(r, factors + kKeyIn * kChunk);
+    reach<Plan>(start, kLate, step);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
@@ -150,7 +160,6 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
       to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
       update_state<Plan::K, keys, true>(state, a, rest, key_tile, 16 * l);
     }
-    leave<Plan>(kLate);
     offset = offset + Plan::kStageBytes == Plan::kPlaces ? Plan::kFirstStage : offset + Plan::kStageBytes;
   }
   __syncthreads();
@@ -191,12 +200,13 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) backward_kernel(BackwardPar
   const uint32_t start = device::shared_address(memory);
   const Lane x = Lane::of<Plan>(params.problem);
   const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
+  init_barriers<Plan>(start);
   if (writer >= Plan::kGroups) {
     if constexpr (Plan::kByChannel) return load_channel_chunks<Plan>(params, x, start);
     else return load_chunks<Plan>(params, x, start);
   }
   const int group = writer < 0 ? warp / Plan::kMembers : writer;
-  const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
+  const Group<Plan> place(group, warp % Plan::kMembers, memory);
   if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
   else write_gradients<Plan>(params, x, place);
 }

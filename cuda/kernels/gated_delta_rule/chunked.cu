@@ -17,12 +17,12 @@ Tensor in_float(Context& ctx, const Tensor& x) { return !x.defined() || x.dtype(
 
 bf16* address_of_bf16(const Tensor& x) { return reinterpret_cast<bf16*>(cuda::address(x)); }
 
-/// q, k, their norms, v and what is kept of the chunks.
+/// q, k, their norms and what is kept of the chunks.
 Problem make_problem(Context& ctx, const GatedDeltaRule::Saved& x, const GatedDeltaRule::Attrs& attrs) {
   Problem p = {};
-  p.S = attrs.seqs.count(), p.N = x.q.size(0), p.H = x.q.size(1), p.K = x.q.size(2), p.HV = x.v.size(1), p.V = x.v.size(2);
+  p.S = attrs.seqs.count(), p.N = x.q.size(0), p.H = x.q.size(1), p.K = x.q.size(2), p.HV = x.u.size(1), p.V = x.u.size(2);
   p.slots = p.N / kChunk + p.S;
-  p.q = address_of_bf16(x.q), p.k = address_of_bf16(x.k), p.v = address_of_bf16(x.v);
+  p.q = address_of_bf16(x.q), p.k = address_of_bf16(x.k);
   p.q_norm = cuda::address_of<float>(x.q_rstd), p.k_norm = cuda::address_of<float>(x.k_rstd);
   p.cu = attrs.seqs.on_device(ctx).data<int64_t>();
   p.scale = static_cast<float>(attrs.scale.value_or(1 / std::sqrt(static_cast<double>(p.K))));
@@ -49,7 +49,7 @@ GatedDeltaRule::Saved forward(Context& ctx, const GatedDeltaRule::Inputs& in, co
   const bool by_channel = in.log_decay && in.log_decay.rank() == 3;
   const Tensor beta = in_float(ctx, in.beta), log_decay = by_channel ? Tensor{} : in_float(ctx, in.log_decay);
   GatedDeltaRule::Saved saved;
-  saved.q = in.q, saved.k = in.k, saved.v = in.v;
+  saved.q = in.q, saved.k = in.k;
   if (attrs.qk_l2norm) {
     const auto normalize = [&](const Tensor& x, Tensor& y, Tensor& norm) {
       y = Tensor::empty(ctx, x.shape(), DType::bf16), norm = Tensor::empty(ctx, {N, H, 2}, DType::f32);
@@ -69,7 +69,7 @@ GatedDeltaRule::Saved forward(Context& ctx, const GatedDeltaRule::Inputs& in, co
   saved.states = Tensor::empty(ctx, {slots, HV, V, K}, DType::bf16);
   saved.u = Tensor::empty(ctx, {N, HV, V}, DType::bf16);
   Problem p = make_problem(ctx, saved, attrs);
-  p.beta = beta.data<float>(), p.log_decay = cuda::address_of<float>(log_decay);
+  p.v = address_of_bf16(in.v), p.beta = beta.data<float>(), p.log_decay = cuda::address_of<float>(log_decay);
   if (by_channel) launch_channel_chunks(ctx, p);
   else launch_chunks(ctx, p);
   launch_forward(ctx, {p, cuda::address_of<float>(in.initial_state), out.final_state.data<float>(), address_of_bf16(out.o)});
@@ -81,7 +81,7 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
   GradientParams params = {};
   params.backward.problem = make_problem(ctx, saved, attrs);
   const Problem& p = params.backward.problem;
-  const Tensor d_r = Tensor::empty(ctx, saved.v.shape(), DType::bf16), d_states = Tensor::empty(ctx, saved.states.shape(), DType::bf16);
+  const Tensor d_r = Tensor::empty(ctx, saved.u.shape(), DType::bf16), d_states = Tensor::empty(ctx, saved.states.shape(), DType::bf16);
   params.backward.d_o = address_of_bf16(d_out.o), params.backward.d_final = cuda::address_of<float>(d_out.final_state);
   params.backward.d_initial = cuda::address_of<float>(d_in.initial_state), params.backward.d_v = address_of_bf16(d_in.v);
   params.backward.d_r = address_of_bf16(d_r), params.backward.d_states = address_of_bf16(d_states);

@@ -31,6 +31,7 @@ __device__ inline void compute_factors(const Problem& p, const Chunk& chunk, int
     const int64_t token = chunk.first + (live ? i : 0), at = token * p.HV + j, row = token * p.H + j / (p.HV / p.H);
     f[kLogDecay][i] = live && p.log_decay ? fmaxf(p.log_decay[at], kNoDecay) : 0.0f;
     f[kBeta][i] = live ? p.beta[at] : 0.0f;
+    f[kWrittenBeta][i] = live ? written_beta(p.beta[at]) : 0.0f;
     f[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;
     f[kQueryNorm][i] = p.scale * (live && p.q_norm ? p.q_norm[row * 2] : 1.0f);
   }
@@ -53,7 +54,6 @@ __device__ inline void compute_factors(const Problem& p, const Chunk& chunk, int
     const float g = f[kLogDecay][i], end = f[kLogDecay][kChunk - 1], key = f[kKeyNorm][i];
     f[kKeyIn][i] = expf(g) * key, f[kKeyOut][i] = expf(end - g) * key;
     f[kQueryIn][i] = expf(g) * f[kQueryNorm][i];
-    f[kTotal][i] = expf(end);
   }
   __syncthreads();
 }
@@ -83,7 +83,7 @@ __device__ inline void compute_squares(S& shared, bf16* scores) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = 16 * warp + lane / 4 + 8 * half;
-    const float g = f[kLogDecay][i], query = f[kQueryNorm][i], key = f[kBeta][i] * f[kKeyNorm][i];
+    const float g = f[kLogDecay][i], query = f[kQueryNorm][i], key = f[kWrittenBeta][i] * f[kKeyNorm][i];
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
       uint32_t pieces[2];

@@ -21,11 +21,14 @@ enum Factor : int {
   kKeyOut,    // exp(g_end − g) / |k|: is added to the state after it
   kQueryIn,   // scale exp(g) / |q|
   kBeta,
-  kKeyNorm,    // 1 / |k|
-  kQueryNorm,  // 1 / |q|
-  kTotal,      // exp(g_end), in the first element
+  kKeyNorm,      // 1 / |k|
+  kQueryNorm,    // 1 / |q|
+  kWrittenBeta,  // beta, or kLeastBeta: what U is made with
   kNumFactors
 };
+/// U of a token is beta times e, what its v is off by, and d_beta = d_u · e: a beta of 0 must leave e's digits in U, which this one does. What it
+/// adds to a state is nothing beside any value that is told from 0.
+inline constexpr float kLeastBeta = 0x1p-100f;
 /// With a decay per channel the decays are in the rows of `decayed`; exp(g_end) of each channel, [K], takes the place of the first four rows.
 inline constexpr int kTotals = kLogDecay * kChunk;
 
@@ -42,7 +45,7 @@ enum Decayed : int {
 struct Problem {
   const bf16* q;           // [N, H, K], rows scaled by powers of two where their norms are extreme
   const bf16* k;           // [N, H, K]
-  const bf16* v;           // [N, HV, V]
+  const bf16* v;           // [N, HV, V], forward
   const float* beta;       // [N, HV]
   const float* log_decay;  // [N, HV]
   const float* q_norm;     // [N, H, 2]: 1 / |q| of the rows above, and of the rows that were given
@@ -114,6 +117,8 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
               GatedDeltaRule::Inputs& d_in);
 
 #ifdef __CUDACC__
+__device__ inline float written_beta(float beta) { return fabsf(beta) < kLeastBeta ? kLeastBeta : beta; }
+
 struct Chunk {
   int64_t sequence, first;  // token
   int count;                // tokens; 0: the slot is unused

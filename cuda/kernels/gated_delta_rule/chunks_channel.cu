@@ -24,7 +24,7 @@ struct ChannelShared {
   float factors[kNumFactors][kChunk];
   float q_shift[kChunk], k_shift[kChunk];
   float diagonal[2][kChunk];
-  float totals[kLevelThreads];
+  float totals[device::kTileThreads];
 };
 
 /// The power of two that brings the largest element of a row to about 1.
@@ -49,6 +49,7 @@ __device__ inline void load_factors(const Problem& p, const Chunk& chunk, int64_
   const bool live = i < chunk.count;
   const int64_t token = chunk.first + (live ? i : 0), row = token * p.H + j / (p.HV / p.H);
   shared.factors[kBeta][i] = live ? p.beta[token * p.HV + j] : 0.0f;
+  shared.factors[kWrittenBeta][i] = live ? written_beta(p.beta[token * p.HV + j]) : 0.0f;
   shared.factors[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;
   shared.factors[kQueryNorm][i] = p.scale * (live && p.q_norm ? p.q_norm[row * 2] : 1.0f);
 }
@@ -64,7 +65,7 @@ struct PairSums {
   float far[4][4] = {}, middle[2][4] = {}, near[2][4] = {};
 
   /// Tokens of `rows` with those of `columns`.
-  __device__ void add(const unsigned char* rows, const unsigned char* columns, const Spot& spot, int level) {
+  __device__ void add(const unsigned char* rows, const unsigned char* columns, const TilePlace& spot, int level) {
     if ((level == 32 && spot.band < 2) || (level == 16 && spot.band % 2 == 0)) return;
     const uint32_t by_columns = lane_offset<kLevelKeys, false>(), by_rows = lane_offset<kLevelKeys, true>();
     const uint32_t a_tile = device::shared_address(rows), b_tile = device::shared_address(columns);
@@ -99,7 +100,7 @@ struct PairSums {
 
   /// body(t, s, sum) for all pairs of the warp with s < t, and for some others.
   template <class Body>
-  __device__ void visit(const Spot& spot, Body&& body) const {
+  __device__ void visit(const TilePlace& spot, Body&& body) const {
     const auto tile = [&](const float(&sum)[4], int first) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) body(spot.row(i / 2), first + spot.lane % 4 * 2 + i % 2, sum[i]);
@@ -116,10 +117,10 @@ struct PairSums {
 };
 
 /// Pairs of a slice of 64 channels, and the diagonal of q k^T.
-__device__ inline void add_slice(ChannelShared& shared, const Spot& spot, PairSums& pairs, float (&diagonal)[2]) {
+__device__ inline void add_slice(ChannelShared& shared, const TilePlace& spot, PairSums& pairs, float (&diagonal)[2]) {
   auto& rows = shared.rows;
   uint32_t q[2][4], k[2][4];
-  each([&](int i, int n) {
+  TilePlace::each([&](int i, int n) {
     const float q_shift = shared.q_shift[spot.row(i)], k_shift = shared.k_shift[spot.row(i)];
     const float2 x = to_floats(spot.word(rows.q, i, n)), y = to_floats(spot.word(rows.k, i, n));
     q[i][n] = device::pack_f16(q_shift * x.x, q_shift * x.y), k[i][n] = device::pack_f16(k_shift * y.x, k_shift * y.y);
@@ -132,7 +133,7 @@ __device__ inline void add_slice(ChannelShared& shared, const Spot& spot, PairSu
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const FactorAt at(rows.sums, spot, i, level);
-      const bool upper = spot.is_upper(i, level);
+      const bool upper = spot.row(i) & level;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const float2 f = at.factor(n);
@@ -147,36 +148,36 @@ __device__ inline void add_slice(ChannelShared& shared, const Spot& spot, PairSu
 }
 
 /// The decayed rows of a slice; two barriers after the last that read `scaled[1]`.
-__device__ inline void store_decayed(const Problem& p, const Chunk& chunk, int64_t j, int key, ChannelShared& shared, const Spot& spot) {
+__device__ inline void store_decayed(const Problem& p, const Chunk& chunk, int64_t j, int key, ChannelShared& shared, const TilePlace& spot) {
   auto& rows = shared.rows;
   unsigned char *const out = rows.scaled[1][0], *const out_rest = rows.scaled[1][1];
-  each([&](int i, int n) {
+  TilePlace::each([&](int i, int n) {
     const int t = spot.row(i);
     const float2 sum = *reinterpret_cast<const float2*>(&rows.sums[t][spot.column(n)]);
     const float2 all = *reinterpret_cast<const float2*>(&rows.sums[kChunk - 1][spot.column(n)]);
-    const float2 in = {exp2_of(sum.x), exp2_of(sum.y)};
+    const float2 in = {device::fast_exp2(sum.x), device::fast_exp2(sum.y)};
     uint32_t &q = spot.word(rows.q, i, n), &k = spot.word(rows.k, i, n);
     const float norm = shared.factors[kKeyNorm][t];
     const float2 x = to_floats(q), y = to_floats(k);
     q = scaled(x, shared.factors[kQueryNorm][t], in), k = scaled(y, norm, in);
-    const float out_x = norm * y.x * exp2_of(all.x - sum.x), out_y = norm * y.y * exp2_of(all.y - sum.y);
+    const float out_x = norm * y.x * device::fast_exp2(all.x - sum.x), out_y = norm * y.y * device::fast_exp2(all.y - sum.y);
     const uint32_t pair = device::pack_bf16(out_x, out_y);
     spot.word(out, i, n) = pair, spot.word(out_rest, i, n) = rest_of(pair, out_x, out_y);
   });
-  if (threadIdx.x < kLevelKeys) (&shared.factors[0][0])[kTotals + key + threadIdx.x] = exp2_of(rows.sums[kChunk - 1][threadIdx.x]);
+  if (threadIdx.x < kLevelKeys) (&shared.factors[0][0])[kTotals + key + threadIdx.x] = device::fast_exp2(rows.sums[kChunk - 1][threadIdx.x]);
   __syncthreads();
   const int64_t at = (chunk.first * p.HV + j) * p.K + key, part = p.N * p.HV * p.K;
   const auto store = [&](Decayed which, const unsigned char* tile) {
-    store_rows<kLevelKeys, kLevelThreads>(tile, p.decayed + which * part + at, p.HV * p.K, chunk.count, threadIdx.x);
+    store_rows<kLevelKeys, device::kTileThreads>(tile, p.decayed + which * part + at, p.HV * p.K, chunk.count, threadIdx.x);
   };
   store(kQueriesIn, rows.q), store(kKeysIn, rows.k), store(kKeysOut, out), store(kKeysOutRest, out_rest);
   __syncthreads();
 }
 
 /// P and its rest, A and its rest.
-__device__ inline void store_squares(ChannelShared& shared, const Spot& spot, const PairSums& pairs, const float (&diagonal)[2], bf16* to) {
+__device__ inline void store_squares(ChannelShared& shared, const TilePlace& spot, const PairSums& pairs, const float (&diagonal)[2], bf16* to) {
   auto& squares = shared.squares;
-  for (int i = threadIdx.x; i < kChunk * kPitch; i += kLevelThreads) (&squares.lower[0][0])[i] = (&squares.inverse[0][0])[i] = 0;
+  for (int i = threadIdx.x; i < kChunk * kPitch; i += device::kTileThreads) (&squares.lower[0][0])[i] = (&squares.inverse[0][0])[i] = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float sum = diagonal[i] + __shfl_xor_sync(0xffffffffu, diagonal[i], 1);
@@ -190,34 +191,34 @@ __device__ inline void store_squares(ChannelShared& shared, const Spot& spot, co
   pairs.visit(spot, [&](int t, int s, float sum) {
     if (s >= t) return;
     if (spot.half == 0) squares.inverse[t][s] = query(t) * sum * key(s);  // P for now
-    else squares.lower[t][s] = f[kBeta][t] * (key(t) * sum * key(s));
+    else squares.lower[t][s] = f[kWrittenBeta][t] * (key(t) * sum * key(s));
   });
   if (threadIdx.x < kChunk) {
     const int t = threadIdx.x;
     squares.inverse[t][t] = query(t) * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key(t);
   }
   __syncthreads();
-  store_split<kLevelThreads>(squares.inverse, to + 2 * kSquare);
+  store_split<device::kTileThreads>(squares.inverse, to + 2 * kSquare);
   __syncthreads();
-  invert<kLevelThreads>(squares);
-  store_split<kLevelThreads>(squares.inverse, to);
+  invert<device::kTileThreads>(squares);
+  store_split<device::kTileThreads>(squares.inverse, to);
 }
 
-__global__ void __launch_bounds__(kLevelThreads, 3) channel_chunk_kernel(Problem p) {
+__global__ void __launch_bounds__(device::kTileThreads, 3) channel_chunk_kernel(Problem p) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<ChannelShared*>(memory);
   const Chunk chunk = chunk_of(p, blockIdx.x);
   if (chunk.count == 0) return;
   const int64_t j = blockIdx.y, lane = blockIdx.x * p.HV + j, stride = p.H * p.K, at = (chunk.first * p.H + j / (p.HV / p.H)) * p.K;
-  const Spot spot;
+  const TilePlace spot;
   PairSums pairs;
   float diagonal[2] = {};
   load_factors(p, chunk, j, shared);
   find_shifts(p.q + at, stride, p.K, chunk.count, shared.q_shift);
   find_shifts(p.k + at, stride, p.K, chunk.count, shared.k_shift);
   for (int key = 0; key < p.K; key += kLevelKeys) {
-    copy_rows<kLevelKeys, kLevelThreads>(device::shared_address(shared.rows.q), p.q + at + key, stride, chunk.count, threadIdx.x);
-    copy_rows<kLevelKeys, kLevelThreads>(device::shared_address(shared.rows.k), p.k + at + key, stride, chunk.count, threadIdx.x);
+    copy_rows<kLevelKeys, device::kTileThreads>(device::shared_address(shared.rows.q), p.q + at + key, stride, chunk.count, threadIdx.x);
+    copy_rows<kLevelKeys, device::kTileThreads>(device::shared_address(shared.rows.k), p.k + at + key, stride, chunk.count, threadIdx.x);
     device::cp_async_commit();
     sum_decays(p, chunk, j, key, shared.rows.sums, shared.totals);
     device::cp_async_wait<0>();
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kLevelThreads, 3) channel_chunk_kernel(Problem
     store_decayed(p, chunk, j, key, shared, spot);
   }
   float* factors = p.factors + lane * kNumFactors * kChunk;
-  for (int i = threadIdx.x; i < kNumFactors * kChunk; i += kLevelThreads) factors[i] = shared.factors[i / kChunk][i % kChunk];
+  for (int i = threadIdx.x; i < kNumFactors * kChunk; i += device::kTileThreads) factors[i] = shared.factors[i / kChunk][i % kChunk];
   store_squares(shared, spot, pairs, diagonal, p.squares + lane * num_squares(true) * kSquare);
 }
 
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(kLevelThreads, 3) channel_chunk_kernel(Problem
 
 void launch_channel_chunks(Context& ctx, const Problem& p) {
   const cuda::LaunchConfig config{
-      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kLevelThreads, .shared_bytes = sizeof(ChannelShared)};
+      .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = device::kTileThreads, .shared_bytes = sizeof(ChannelShared)};
   cuda::launch(ctx.stream(), "gated_delta_rule_channel_chunks", &channel_chunk_kernel, config, p);
 }
 

@@ -22,7 +22,7 @@ struct ForwardPlan : WalkPlan<keys, groups, members, by_channel> {
   static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + kScoreTiles * kTileBytes;
   static constexpr int kWriterBytes = kQueryFactors + (by_channel ? 0 : kChunk * 4);
   static constexpr int kWriters = kFirstStage + stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
-  static constexpr int kSharedBytes = kPlaces + groups * Walk::kPublished;
+  static constexpr int kBarriers = kPlaces + groups * Walk::kPublished, kSharedBytes = kBarriers + Walk::kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -35,8 +35,8 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
       const uint32_t stage = start + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
       const int64_t lane = (x.slot + chunk) * p.HV + x.j;
       load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-      copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
-      copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+      copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, p.v, chunk, stage + Plan::kValues, thread);
     }
     device::cp_async_commit();
@@ -45,8 +45,8 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
     const int64_t lane = (x.slot + chunk) * p.HV + x.j;
     load_keys<Plan>(p, x, p.q, chunk, stage, thread);
-    copy_bytes<kTileBytes, kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
-    copy_bytes<kChunk * 4, kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
+    copy_bytes<kTileBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
+    copy_bytes<kChunk * 4, Plan::kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
     device::cp_async_commit();
   };
   for (int chunk = 0; chunk < Plan::kStages - 1; ++chunk) load_stage(chunk);
@@ -64,25 +64,27 @@ __device__ inline void load_channel_chunks(const ForwardParams& params, const La
   constexpr int kSquares = num_squares(true);
   const Problem& p = params.problem;
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
+  const auto lane_of = [&](int64_t chunk) { return (x.slot + chunk) * p.HV + x.j; };
+  const auto stage_of = [&](int64_t chunk) { return start + Plan::kFirstStage + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes; };
   const auto load_early = [&](int64_t chunk) {
     load_decayed<Plan>(p, x, kKeysIn, chunk, start, thread);
     load_values<Plan>(p, x, p.v, chunk, start + Plan::kValues, thread);
   };
+  const auto load_middle = [&](int64_t chunk) {
+    copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kInverse, p.squares + lane_of(chunk) * kSquares * kSquare, thread);
+    copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
+  };
   const auto load_late = [&](int64_t chunk) {
-    const uint32_t stage = start + Plan::kFirstStage + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
-    const int64_t lane = (x.slot + chunk) * p.HV + x.j;
-    load_decayed<Plan>(p, x, kKeysOut, chunk, stage, thread);
-    load_decayed<Plan>(p, x, kKeysOutRest, chunk, stage + Plan::kRowBytes, thread);
-    copy_bytes<2 * kTileBytes, kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * kSquares * kSquare, thread);
-    copy_bytes<kFactorBytes, kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
+    load_decayed<Plan>(p, x, kKeysOut, chunk, stage_of(chunk), thread);
+    load_decayed<Plan>(p, x, kKeysOutRest, chunk, stage_of(chunk) + Plan::kRowBytes, thread);
   };
   const auto load_writers = [&](int64_t chunk) {
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
-    const bf16* scores = p.squares + (((x.slot + chunk) * p.HV + x.j) * kSquares + 2) * kSquare;
     load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
-    copy_bytes<Plan::kScoreTiles * kTileBytes, kLoaderThreads>(stage + Plan::kScores, scores, thread);
+    copy_bytes<Plan::kScoreTiles * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.squares + (lane_of(chunk) * kSquares + 2) * kSquare,
+                                                                     thread);
   };
-  load_areas<Plan>(x.chunks, load_early, load_late, load_writers);
+  load_areas<Plan>(start, x.chunks, Loads{load_early, load_middle, load_late, load_writers});
 }
 
 /// r = beta (v − in r), v the group's own 16 columns; without_in: r = beta (v − r).
@@ -96,7 +98,7 @@ __device__ inline void subtract_from_values(float (&r)[8][4], uint32_t values, c
     for (int half = 0; half < 2; ++half) {
       const int n = 2 * m + half, token = 8 * n + threadIdx.x % 4 * 2;
       const float2 in = without_in ? make_float2(1, 1) : *reinterpret_cast<const float2*>(factors + kKeyIn * kChunk + token);
-      const float2 beta = *reinterpret_cast<const float2*>(factors + kBeta * kChunk + token);
+      const float2 beta = *reinterpret_cast<const float2*>(factors + kWrittenBeta * kChunk + token);
       r[n][0] = beta.x * (device::low_bf16(v[2 * half]) - in.x * r[n][0]);
       r[n][1] = beta.y * (device::high_bf16(v[2 * half]) - in.y * r[n][1]);
       r[n][2] = beta.x * (device::low_bf16(v[2 * half + 1]) - in.x * r[n][2]);
@@ -122,10 +124,11 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
     uint32_t fragments[keys / 16][4];
     to_state_fragments<keys>(fragments, state);
     multiply_state<Plan::K, keys>(r, fragments, early + group.member * keys * 2);
-    group.add_up(r);
+    group.add_up(r, chunk);
     group.publish_state(fragments);
+    reach<Plan>(start, kMiddle, chunk);
     subtract_from_values<Plan::kByChannel>(r, early + Plan::kValues + group.group * kSliceBytes, factors);
-    leave<Plan>(kEarly);
+    leave_early<Plan>(start);
     multiply_inverse<false>(u, r, start + stage + Plan::kInverse);
     decay_state<Plan>(state, factors, group.member);
 #pragma unroll
@@ -136,13 +139,13 @@ __device__ inline void walk_states(const ForwardParams& params, const Lane& x, c
       if (Plan::kMembers == 1 || group.member == 1) group.publish(Plan::kStateFragments + kPublishedBytes, l, rest);
     }
     if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
+    reach<Plan>(start, kLate, chunk);
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       uint32_t a[4], rest[4];
       to_fragments(a, rest, u[2 * l], u[2 * l + 1]);
       update_state<Plan::K, keys, true, Plan::kByChannel>(state, a, rest, key_tile, 16 * l);
     }
-    leave<Plan>(kLate);
     stage = stage + Plan::kStageBytes == Plan::kWriters ? Plan::kFirstStage : stage + Plan::kStageBytes;
   }
   __syncthreads();
@@ -200,12 +203,13 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) forward_kernel(ForwardParam
   const uint32_t start = device::shared_address(memory);
   const Lane x = Lane::of<Plan>(params.problem);
   const int warp = threadIdx.x / 32, writer = warp - Plan::kStateWarps;
+  init_barriers<Plan>(start);
   if (writer >= Plan::kGroups) {
     if constexpr (Plan::kByChannel) return load_channel_chunks<Plan>(params, x, start);
     else return load_chunks<Plan>(params, x, start);
   }
   const int group = writer < 0 ? warp / Plan::kMembers : writer;
-  const Group<Plan> place{group, warp % Plan::kMembers, memory + Plan::kPlaces + group * Plan::kPublished};
+  const Group<Plan> place(group, warp % Plan::kMembers, memory);
   if (writer < 0) walk_states<Plan>(params, x, place, memory, start);
   else write_outputs<Plan>(params, x, place, memory, start);
 }

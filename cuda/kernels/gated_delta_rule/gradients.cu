@@ -1,7 +1,7 @@
 // The gradients of q, k, beta and log_decay from both walks' states. All chunks in parallel; a block has a chunk and a value head.
 //   Y = q_in ∘ (dO S^T) + E k,   X = in ∘ (dR S^T) + F k,   Z = out ∘ (U dS^T) + E^T q − (beta F)^T k
 //   with E = lower part of scale (dO U^T) ∘ decay and F = strictly lower part of (dR U^T) ∘ decay, both over the norms |q_i| or |k_i| and |k_j|
-//   d_q = |q| Y,   d_k = |k| (Z − beta X),   d_beta = dR · v − k · X      (of normalised q and k)
+//   d_q = |q| Y,   d_k = |k| (Z − beta X),   d_beta = (dR · U) / beta      (of normalised q and k)
 // d_log_decay of token t: what crosses it. From states, q · Y and −beta k · X of tokens from t on, k · Z of those before t, total <S, dS>;
 // from pairs j < t ≤ i, T_ij = (dO U^T)_ij P_ij − beta_i (dR U^T)_ij M_ij, whose sums over rows and over columns cancel exactly.
 #include "cuda/device/reduce.h"
@@ -16,7 +16,7 @@ constexpr int kKey = 2 * kStageBytes, kQuery = kKey + kTileBytes, kE = kQuery + 
 constexpr int kFactors = kBetaF + kTileBytes, kSums = kFactors + kNumFactors * kChunk * 4;
 
 /// Sums over channels, tokens or V, each warp's in a place of its own so that they add up in a fixed order.
-enum Sum : int { kReads, kWrites, kRows, kColumnsOf, kBetaKeys, kValues, kStates, kNumSums };
+enum Sum : int { kReads, kWrites, kRows, kColumnsOf, kBetas, kStates, kNumSums };
 constexpr int kSharedBytes = kSums + kNumSums * 4 * kChunk * 4;
 
 struct Sums {
@@ -43,9 +43,10 @@ __device__ inline void add_keys(float (&qk)[kTiles][4], float (&kk)[kTiles][4], 
   }
 }
 
-/// E, F and −beta F to shared memory.
+/// E, F and −beta F to shared memory, and dR · U.
 __device__ inline void store_squares(const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], unsigned char* memory, const Place& place) {
   const float* f = reinterpret_cast<const float*>(memory + kFactors);
+  const Sums out{reinterpret_cast<float*>(memory + kSums)};
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -57,6 +58,7 @@ __device__ inline void store_squares(const float (&d_p)[kTiles][4], const float 
         const float decay = j + c <= i ? expf(f[kLogDecay * kChunk + i] - f[kLogDecay * kChunk + j + c]) * f[kKeyNorm * kChunk + j + c] : 0.0f;
         e[c] = d_p[n][2 * half + c] * decay * f[kQueryNorm * kChunk + i];
         g[c] = j + c < i ? d_m[n][2 * half + c] * decay * f[kKeyNorm * kChunk + i] : 0.0f;
+        if (j + c == i) out.of(kBetas, 0, i) = d_m[n][2 * half + c];
       }
       const float beta = f[kBeta * kChunk + i];
       const uint32_t at = tile_offset<kChunk>(i, j / 8 * 8) + j % 8 * 2;
@@ -157,7 +159,7 @@ __device__ inline void store_rows(const float (&y)[kTiles][4], const float (&x)[
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = place.token() + 8 * half;
-    const float beta = f[kBeta * kChunk + i], q_length = p.scale / f[kQueryNorm * kChunk + i], k_length = 1 / f[kKeyNorm * kChunk + i];
+    const float beta = f[kBeta * kChunk + i], q_length = p.scale / f[kQueryNorm * kChunk + i], k_length = wrote(beta) / f[kKeyNorm * kChunk + i];
     const int64_t at = (place.row + i * p.HV) * p.K + key + place.half * 32 + pair_column();
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
@@ -182,10 +184,10 @@ __device__ inline void store_gates(const GradientParams& params, const Place& pl
   const Sums sums{reinterpret_cast<float*>(memory + kSums)};
   const int i = threadIdx.x;
   const int64_t at = place.row + i * params.backward.problem.HV;
-  if (params.d_beta && i < place.chunk.count) params.d_beta[at] = sums.of(kValues, 0, i) - sums.halves(kBetaKeys, i);
+  if (params.d_beta && i < place.chunk.count) params.d_beta[at] = sums.of(kBetas, 0, i) / f[kWrittenBeta * kChunk + i];
   if (!params.d_log_decay) return;
-  float* from_here = &sums.of(kValues, 1, 0);
-  float* before = &sums.of(kValues, 2, 0);
+  float* from_here = &sums.of(kBetas, 1, 0);
+  float* before = &sums.of(kBetas, 2, 0);
   if (i < kChunk) {
     const float columns = sums.of(kColumnsOf, 0, i) + sums.of(kColumnsOf, 1, i) + sums.of(kColumnsOf, 2, i) + sums.of(kColumnsOf, 3, i);
     from_here[i] = sums.halves(kReads, i) + sums.halves(kRows, i) - columns;
@@ -199,7 +201,7 @@ __device__ inline void store_gates(const GradientParams& params, const Place& pl
   for (int l = kChunk - 1; l >= 0; --l) crossing += l >= i ? from_here[l] : 0.0f;
 #pragma unroll 8
   for (int l = 0; l < kChunk; ++l) writes += l < i ? before[l] : 0.0f;
-  params.d_log_decay[at] = crossing + writes + f[kTotal * kChunk] * states;
+  params.d_log_decay[at] = crossing + writes + expf(f[kLogDecay * kChunk + kChunk - 1]) * states;
 }
 
 __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams params) {
@@ -211,8 +213,9 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
   const float* f = reinterpret_cast<const float*>(memory + kFactors);
   const Sums out{reinterpret_cast<float*>(memory + kSums)};
   const int slices = static_cast<int>(p.V / kColumns), steps = slices * static_cast<int>(p.K / kKeys), warp = threadIdx.x / 32;
+  const StageShare share(p, place);
   const auto load = [&](int step) {
-    if (step < steps) load_stage(params, place, step % slices * kColumns, step / slices * kKeys, start + step % 2 * kStageBytes);
+    if (step < steps) share.load(params, step % slices * kColumns, step / slices * kKeys, start + step % 2 * kStageBytes);
     device::cp_async_commit();
   };
   const auto load_keys = [&](int key) {
@@ -222,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
   copy_bytes<kNumFactors * kChunk * 4, kThreads>(start + kFactors, p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
   load_keys(0);
   load(0);
-  float qk[kTiles][4], kk[kTiles][4], states = 0, values = 0;
+  float qk[kTiles][4], kk[kTiles][4], states = 0;
   clear(qk), clear(kk);  // first d_p and d_m, then q k^T and k k^T
   for (int key = 0, step = 0; key < p.K; key += kKeys) {
     float y[kTiles][4], x[kTiles][4], z[kTiles][4];
@@ -234,7 +237,6 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
       const int stage = step % 2 * kStageBytes;
       add_stage(y, x, z, qk, kk, start + stage, place, key == 0);
       if (params.d_log_decay) states += dot_pieces(memory + stage + kState, memory + stage + kDState);
-      if (key == 0) values += dot_pieces(memory + stage + kDr, memory + stage + kV);
       __syncthreads();
     }
     if (key == 0) {
@@ -256,8 +258,6 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
       add(kWrites, half, dot_row(z, memory + kKey, place, half));
     }
     add_squares(y, x, z, start, place);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) add(kBetaKeys, half, dot_row(x, memory + kKey, place, half));
     store_rows(y, x, z, memory, params, place, key);
     if (params.d_log_decay) add_keys(qk, kk, start, place);
     if (key + kKeys == p.K) break;
@@ -265,8 +265,6 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
     load_keys(key + kKeys);  // joins the group of the stage after the next
   }
   sum_pairs(qk, kk, memory, place);
-  values = quad_sum(values);
-  if (threadIdx.x % 4 == 0) out.of(kValues, 0, threadIdx.x / 4) = values;
   states = device::warp_sum(states);
   if (threadIdx.x % 32 == 0) out.of(kStates, 0, warp) = states;
   __syncthreads();

@@ -1,5 +1,8 @@
 // What the gradients of a chunk begin with, for every kind of decay: products of dO, dR and U with the states and with each other. Blocks of
 // 256 threads have a chunk and a value head.
+//
+// d_beta of a token is d_u · e with u = beta e (token form); dR is d_u, so that it is (dR · U) / beta, on the diagonal of dR U^T. (dR · v − k · X is
+// the same, but cancels where keys repeat.)
 #pragma once
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
@@ -12,9 +15,9 @@ inline constexpr int kColumns = 32;  // of V at a time
 inline constexpr int kKeys = 64;     // channels of K at a time
 inline constexpr int kTiles = 4;     // n-tiles of a warp, of channels or of other tokens: warps have 16 tokens and one half of the others
 
-// A stage: dO, dR, U, v [64 tokens, 32], S, dS [32, 64 channels].
+// A stage: dO, dR, U [64 tokens, 32], S, dS [32, 64 channels].
 inline constexpr int kValueBytes = kChunk * kColumns * 2, kStateBytes = kColumns * kKeys * 2;
-inline constexpr int kDr = kValueBytes, kU = 2 * kValueBytes, kV = 3 * kValueBytes, kState = 4 * kValueBytes, kDState = kState + kStateBytes;
+inline constexpr int kDr = kValueBytes, kU = 2 * kValueBytes, kState = 3 * kValueBytes, kDState = kState + kStateBytes;
 inline constexpr int kStageBytes = kDState + kStateBytes;
 
 __device__ inline float quad_sum(float x) {
@@ -44,18 +47,31 @@ struct Place {
   __device__ int token() const { return 16 * block + threadIdx.x % 32 / 4; }
 };
 
-__device__ inline void load_stage(const GradientParams& params, const Place& x, int column, int key, uint32_t stage) {
-  const Problem& p = params.backward.problem;
-  const int64_t stride = p.HV * p.V, at = x.row * p.V + column, state = (x.lane * p.V + column) * p.K + key;
-  const bf16* d_o = params.backward.d_o;
-  const int count = x.chunk.count;
-  copy_rows<kColumns, kThreads>(stage, d_o ? d_o + at : p.u, stride, d_o ? count : 0, threadIdx.x);
-  copy_rows<kColumns, kThreads>(stage + kDr, params.backward.d_r + at, stride, count, threadIdx.x);
-  copy_rows<kColumns, kThreads>(stage + kU, p.u + at, stride, count, threadIdx.x);
-  if (key == 0) copy_rows<kColumns, kThreads>(stage + kV, p.v + at, stride, count, threadIdx.x);
-  copy_rows<kKeys, kThreads, kColumns>(stage + kState, p.states + state, p.K, kColumns, threadIdx.x);
-  copy_rows<kKeys, kThreads, kColumns>(stage + kDState, params.backward.d_states + state, p.K, kColumns, threadIdx.x);
-}
+/// What a thread copies of every stage: 16 bytes of each matrix.
+struct StageShare {
+  int64_t value, state;  // elements of [N, HV, V] and of [slots, HV, V, K], of column and channel 0
+  uint32_t value_to, state_to;
+  bool live;
+
+  __device__ StageShare(const Problem& p, const Place& x) {
+    static_assert(kThreads == kChunk * kColumns / 8 && kThreads == kColumns * kKeys / 8);
+    const int row = threadIdx.x / 4, piece = threadIdx.x % 4, column = threadIdx.x / 8, keys = threadIdx.x % 8;
+    live = row < x.chunk.count;
+    value = (x.row + (live ? row : 0) * p.HV) * p.V + piece * 8, state = (x.lane * p.V + column) * p.K + keys * 8;
+    value_to = tile_offset<kColumns>(row, piece * 8), state_to = tile_offset<kKeys>(column, keys * 8);
+  }
+  __device__ void load(const GradientParams& params, int column, int key, uint32_t stage) const {
+    const Problem& p = params.backward.problem;
+    const bf16* d_o = params.backward.d_o;
+    const int64_t at = value + column, state_at = state + column * p.K + key;
+    const uint32_t to = stage + value_to;
+    device::cp_async16(to, (d_o ? d_o : p.u) + at, live && d_o);
+    device::cp_async16(to + kDr, params.backward.d_r + at, live);
+    device::cp_async16(to + kU, p.u + at, live);
+    device::cp_async16(stage + kState + state_to, p.states + state_at);
+    device::cp_async16(stage + kDState + state_to, params.backward.d_states + state_at);
+  }
+};
 
 __device__ inline void clear(float (&c)[kTiles][4]) {
 #pragma unroll
@@ -96,6 +112,9 @@ __device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], f
     }
   }
 }
+
+/// What a token wrote, and with it the gradient of its key, is nothing: 1 or 0.
+__device__ inline float wrote(float beta) { return fabsf(beta) < kLeastBeta ? 0.0f : 1.0f; }
 
 /// The sum of products of the eight elements at `at` of two tiles.
 __device__ inline float dot_pieces(const unsigned char* a, const unsigned char* b) {

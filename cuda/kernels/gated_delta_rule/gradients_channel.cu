@@ -1,7 +1,7 @@
 // The gradients of q, k, beta and log_decay with a decay per channel, from both walks' states. All chunks in parallel; a block has a chunk and a
 // value head. As in gradients.cu, of normalised q and k, with E = strictly lower part of dO U^T, F of dR U^T, and decays inside the sums over pairs:
 //   d_q = scale (exp(G) ∘ (dO S^T) + Σ_{j<i} E_ij exp(G_i − G_j) k_j + (dO · U)_i k_i)
-//   d_k = Z − beta X + scale (dO · U)_i q_i,   X = exp(G) ∘ (dR S^T) + Σ_{j<i} F_ij exp(G_i − G_j) k_j,   d_beta = dR · v − k · X
+//   d_k = Z − beta X + scale (dO · U)_i q_i,   X = exp(G) ∘ (dR S^T) + Σ_{j<i} F_ij exp(G_i − G_j) k_j,   d_beta = (dR · U) / beta
 //   Z = exp(G_end − G) ∘ (U dS^T) + Σ_{i>j} exp(G_i − G_j) (scale E_ij q_i − beta_i F_ij k_i)
 // Sums over pairs go by levels (levels.h): with the rows of a level decayed to its middle,
 //   one: scale q in upper halves, k in lower ones,   two: −beta k in upper halves, k in lower ones,
@@ -14,7 +14,7 @@
 namespace braid::delta_cuda {
 namespace {
 
-static_assert(kKeys == kLevelKeys && kThreads == kLevelThreads);
+static_assert(kKeys == kLevelKeys && kThreads == device::kTileThreads);
 
 struct ChannelShared {
   struct Work {
@@ -29,13 +29,13 @@ struct ChannelShared {
   };
   float factors[kNumFactors][kChunk];
   float diagonal[kChunk];      // dO · U
+  float betas[kChunk];         // dR · U
   float spans[8][kLevelKeys];  // <S, dS> of each channel, by warp
   float totals[2 * kThreads];
-  float values[kChunk], keys[2][kChunk];  // dR · v; k · X, by half
 };
 static_assert(2 * kStageBytes <= sizeof(ChannelShared::Work));
 
-/// E and F, zeros on and above the diagonal, and the diagonal.
+/// E and F, zeros on and above the diagonal, and the diagonals.
 __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], const Place& place) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
@@ -46,8 +46,8 @@ __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[k
       const uint32_t at = tile_offset<kChunk>(t, s / 8 * 8) + s % 8 * 2;
       *reinterpret_cast<uint32_t*>(shared.e + at) = device::pack_bf16(s < t ? p[0] : 0.0f, s + 1 < t ? p[1] : 0.0f);
       *reinterpret_cast<uint32_t*>(shared.f + at) = device::pack_bf16(s < t ? m[0] : 0.0f, s + 1 < t ? m[1] : 0.0f);
-      if (s == t) shared.diagonal[t] = p[0];
-      if (s + 1 == t) shared.diagonal[t] = p[1];
+      if (s == t) shared.diagonal[t] = p[0], shared.betas[t] = m[0];
+      if (s + 1 == t) shared.diagonal[t] = p[1], shared.betas[t] = m[1];
     }
 }
 
@@ -80,7 +80,7 @@ __device__ inline void load_symmetric(uint32_t (&a)[4], uint32_t tile, int band,
 }
 
 /// one += E tile, two += F tile over the pairs of a level, for this warp's 16 tokens and 32 channels.
-__device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const Spot& spot, int level,
+__device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const TilePlace& spot, int level,
                                  float (&one)[kTiles][4], float (&two)[kTiles][4]) {
   const uint32_t first = device::shared_address(tiles[0]), columns = lane_offset<kKeys, false>() ^ (spot.half * 64);
   const int row = spot.lane / 4, column = spot.lane % 4 * 2, differing = (row ^ column) & 6;  // but for the lowest bit, that of two neighbours
@@ -111,13 +111,12 @@ __device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&ti
 /// The gradients of a thread's elements in one slice of 64 channels.
 struct Gradients {
   float2 q[2][4], k[2][4], from[2][4];  // from: what d_log_decay sums over tokens from its own on
-  float keys[2] = {};                   // k · X of its two tokens, over all slices
 
   /// From the states, y = dO S^T, x = dR S^T, z = U dS^T, and the diagonal.
-  __device__ void begin(ChannelShared& shared, const Spot& spot, float scale, const float (&y)[kTiles][4], const float (&x)[kTiles][4],
+  __device__ void begin(ChannelShared& shared, const TilePlace& spot, float scale, const float (&y)[kTiles][4], const float (&x)[kTiles][4],
                         const float (&z)[kTiles][4]) {
     auto& work = shared.work;
-    each([&](int i, int n) {
+    TilePlace::each([&](int i, int n) {
       const int t = spot.row(i), c = spot.column(n);
       const float2 sum = *reinterpret_cast<const float2*>(&work.sums[t][c]), all = *reinterpret_cast<const float2*>(&work.sums[kChunk - 1][c]);
       const float2 q_raw = to_floats(spot.word(shared.q, i, n)), k_raw = to_floats(spot.word(shared.k, i, n));
@@ -125,13 +124,12 @@ struct Gradients {
       const float diagonal = shared.diagonal[t];
       const auto element = [&](float log_in, float log_out, float q_at, float k_at, float y_at, float x_at, float z_at, float& to_q, float& to_k,
                                float& to_from, float& to_keys) {
-        const float in = exp2_of(log_in), scaled_q = q_norm * q_at, key = k_norm * k_at;  // q_norm holds scale
-        const float read = in * y_at, correction = in * x_at, write = exp2_of(log_out) * z_at;
+        const float in = device::fast_exp2(log_in), scaled_q = q_norm * q_at, key = k_norm * k_at;  // q_norm holds scale
+        const float read = in * y_at, correction = in * x_at, write = device::fast_exp2(log_out) * z_at;
         to_q = scale * read + scale * diagonal * key;
         to_k = write - beta * correction + diagonal * scaled_q;
         to_from = scaled_q * read - beta * key * correction;
         to_keys = key * write;
-        keys[i] += key * correction;
       };
       float2 key_sum;
       element(sum.x, all.x - sum.x, q_raw.x, k_raw.x, y[n][2 * i], x[n][2 * i], z[n][2 * i], q[i][n].x, k[i][n].x, from[i][n].x, key_sum.x);
@@ -141,13 +139,13 @@ struct Gradients {
     });
   }
 
-  __device__ void add_level(ChannelShared& shared, const Spot& spot, float scale, int level) {
+  __device__ void add_level(ChannelShared& shared, const TilePlace& spot, float scale, int level) {
     auto& tiles = shared.work.scaled[level & 0x15 ? 0 : 1];
     float2 factor[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const FactorAt at(shared.work.sums, spot, i, level);
-      const bool upper = spot.is_upper(i, level);
+      const bool upper = spot.row(i) & level;
       const int t = spot.row(i);
       const float key = shared.factors[kKeyNorm][t], query = shared.factors[kQueryNorm][t], negative = -shared.factors[kBeta][t] * key;
 #pragma unroll
@@ -163,27 +161,28 @@ struct Gradients {
     add_pairs(shared, tiles, spot, level, one, two);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool upper = spot.is_upper(i, level);
+      const bool upper = spot.row(i) & level;
       const int t = spot.row(i);
       const float to_q = upper ? scale : 0.0f, of_one = upper ? 0.0f : 1.0f, of_two = upper ? -shared.factors[kBeta][t] : 1.0f;
-      const float sign = upper ? 1.0f : -1.0f, key = upper ? shared.factors[kKeyNorm][t] : 0.0f;
+      const float sign = upper ? 1.0f : -1.0f;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const float2 first = to_floats(spot.word(tiles[0], i, n)), second = to_floats(spot.word(tiles[1], i, n));
-        const float2 k_raw = to_floats(spot.word(shared.k, i, n)), f = factor[i][n];
+        const float2 f = factor[i][n];
         const float one_x = one[n][2 * i], one_y = one[n][2 * i + 1], two_x = two[n][2 * i], two_y = two[n][2 * i + 1];
         q[i][n].x += to_q * f.x * one_x, q[i][n].y += to_q * f.y * one_y;
         k[i][n].x += f.x * (of_one * one_x + of_two * two_x), k[i][n].y += f.y * (of_one * one_y + of_two * two_y);
         from[i][n].x += sign * (first.x * one_x + second.x * two_x), from[i][n].y += sign * (first.y * one_y + second.y * two_y);
-        keys[i] += key * (k_raw.x * f.x * two_x + k_raw.y * f.y * two_y);
       }
     }
   }
 
   /// After the last level: q and k as bf16 into their tiles, `from` over the sums.
-  __device__ void store(ChannelShared& shared, const Spot& spot) const {
-    each([&](int i, int n) {
-      spot.word(shared.q, i, n) = device::pack_bf16(q[i][n].x, q[i][n].y), spot.word(shared.k, i, n) = device::pack_bf16(k[i][n].x, k[i][n].y);
+  __device__ void store(ChannelShared& shared, const TilePlace& spot) const {
+    TilePlace::each([&](int i, int n) {
+      const float one = wrote(shared.factors[kBeta][spot.row(i)]);
+      spot.word(shared.q, i, n) = device::pack_bf16(q[i][n].x, q[i][n].y);
+      spot.word(shared.k, i, n) = device::pack_bf16(one * k[i][n].x, one * k[i][n].y);
       *reinterpret_cast<float2*>(&shared.work.sums[spot.row(i)][spot.column(n)]) = from[i][n];
     });
   }
@@ -222,35 +221,21 @@ __device__ inline void store_decays(const GradientParams& params, const Place& p
   }
 }
 
-__device__ inline void store_betas(const GradientParams& params, const Place& place, const Spot& spot, ChannelShared& shared, float values,
-                                   const float (&keys)[2]) {
-  values = quad_sum(values);
-  if (threadIdx.x % 4 == 0) shared.values[threadIdx.x / 4] = values;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float sum = quad_sum(keys[i]);
-    if (threadIdx.x % 4 == 0) shared.keys[spot.half][spot.row(i)] = sum;
-  }
-  __syncthreads();
-  const int t = threadIdx.x;
-  if (t < place.chunk.count) params.d_beta[place.row + t * params.backward.problem.HV] = shared.values[t] - shared.keys[0][t] - shared.keys[1][t];
-}
-
 __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientParams params) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<ChannelShared*>(memory);
   const Problem& p = params.backward.problem;
   const Place place(p, blockIdx.x, blockIdx.y);
   if (place.chunk.count == 0) return;
-  const Spot spot;
+  const TilePlace spot;
   const int slices = static_cast<int>(p.V / kColumns);
   const uint32_t stages = device::shared_address(shared.stages);
   copy_bytes<kNumFactors * kChunk * 4, kThreads>(device::shared_address(shared.factors), p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
-  float values = 0;
   Gradients gradients;
+  const StageShare share(p, place);
   for (int key = 0; key < p.K; key += kKeys) {
     const auto load = [&](int slice) {
-      if (slice < slices) load_stage(params, place, slice * kColumns, key, stages + slice % 2 * kStageBytes);
+      if (slice < slices) share.load(params, slice * kColumns, key, stages + slice % 2 * kStageBytes);
       device::cp_async_commit();
     };
     copy_rows<kKeys, kThreads>(device::shared_address(shared.q), p.q + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
@@ -264,7 +249,6 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
       const int stage = slice % 2 * kStageBytes;
       add_stage(y, x, z, d_p, d_m, stages + stage, place, key == 0);
       add_span(span, shared.stages + stage);
-      if (key == 0) values += dot_pieces(shared.stages + stage + kDr, shared.stages + stage + kV);
       __syncthreads();
     }
     if (key == 0) store_squares(shared, d_p, d_m, place);
@@ -282,7 +266,8 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
     if (params.d_channel_decay) store_decays(params, place, key, shared);
     __syncthreads();
   }
-  if (params.d_beta) store_betas(params, place, spot, shared, values, gradients.keys);
+  const int t = threadIdx.x;
+  if (params.d_beta && t < place.chunk.count) params.d_beta[place.row + t * p.HV] = shared.betas[t] / shared.factors[kWrittenBeta][t];
 }
 
 }  // namespace

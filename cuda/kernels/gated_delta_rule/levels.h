@@ -4,6 +4,7 @@
 // bit in which they differ, their level: 32, 16, 8, 4, 2, 1. With m the last token of the lower half of the 2 · level tokens that hold both, t in
 // the upper half, the factors exp(G_t − G_m) and exp(G_m − G_s) are at most 1; a token is in one of the halves.
 #pragma once
+#include "cuda/device/token_tile.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
 
@@ -11,18 +12,8 @@ namespace braid::delta_cuda {
 
 inline constexpr int kLevels = 6;
 inline constexpr int kLevelKeys = 64;  // channels at a time
-inline constexpr int kLevelThreads = 256;
-inline constexpr int kSumPitch = 72;  // floats between rows of sums: eight rows meet different banks
-// exp2 of it is zero in float32; sums of 64 keep three digits of any weaker decay beside it, and no infinity meets another.
-inline constexpr float kForgotten = -150;
-
-/// 2^x; 0 where that is no normal number.
-__device__ inline float exp2_of(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
+inline constexpr int kSumPitch = 72;   // floats between rows of sums: eight rows meet different banks
+using device::TilePlace;
 using LogSums = float[kChunk][kSumPitch];  // G in base 2
 
 /// Log decays in base 2 of 16 tokens of a channel, zero from the chunk's end on. No load waits for another: addresses past the end are clamped.
@@ -31,10 +22,7 @@ __device__ inline void load_decays(const T* from, int64_t stride, int first, int
 #pragma unroll
   for (int i = 0; i < 16; ++i) to[i] = device::to_float(from[min(first + i, count - 1) * stride]);
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const float x = to[i] * 1.4426950408889634f;  // a NaN stays one
-    to[i] = first + i < count ? (x < kForgotten ? kForgotten : x) : 0.0f;
-  }
+  for (int i = 0; i < 16; ++i) to[i] = first + i < count ? device::log2_decay(to[i]) : 0.0f;
 }
 
 /// sums[t][c] of channels key + c; past the chunk's end as of its last token. `totals` [256] is scratch. Needs a barrier after.
@@ -54,40 +42,19 @@ __device__ inline void sum_decays(const Problem& p, const Chunk& chunk, int64_t 
   for (int i = 0; i < 16; ++i) sums[16 * group + i][c] = before + x[i];
 }
 
-/// The elements of [64 tokens, 64 channels] that a thread owns, as sums of mma lie: warps share out 4 × 2 blocks of 16 tokens and 32 channels;
-/// element (i, n) is channels column(n) and the next of token row(i).
-struct Spot {
-  const int lane = threadIdx.x % 32, band = threadIdx.x / 32 % 4, half = threadIdx.x / 128;
-  __device__ int row(int i) const { return 16 * band + lane / 4 + 8 * i; }
-  __device__ int column(int n) const { return 32 * half + 8 * n + lane % 4 * 2; }
-  __device__ bool is_upper(int i, int level) const { return row(i) & level; }
-  __device__ uint32_t& word(unsigned char* tile, int i, int n) const {
-    return *reinterpret_cast<uint32_t*>(tile + tile_offset<kLevelKeys>(row(i), 32 * half + 8 * n) + lane % 4 * 4);
-  }
-};
-
-/// body(i, n) for a thread's elements.
-template <class Body>
-__device__ inline void each(Body&& body) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int n = 0; n < 4; ++n) body(i, n);
-}
-
 /// Where the logarithms lie whose difference is the decay between a token and the middle of its square at `level`.
 struct FactorAt {
   const float *above, *below;
 
-  __device__ FactorAt(const LogSums& sums, const Spot& spot, int i, int level) {
+  __device__ FactorAt(const LogSums& sums, const TilePlace& spot, int i, int level) {
     const int t = spot.row(i), middle = (t & ~(2 * level - 1)) + level - 1;
-    const bool upper = spot.is_upper(i, level);
+    const bool upper = t & level;
     above = &sums[upper ? t : middle][spot.column(0)], below = &sums[upper ? middle : t][spot.column(0)];
   }
   /// Of the element's two channels.
   __device__ float2 factor(int n) const {
     const float2 a = *reinterpret_cast<const float2*>(above + 8 * n), b = *reinterpret_cast<const float2*>(below + 8 * n);
-    return {exp2_of(a.x - b.x), exp2_of(a.y - b.y)};
+    return {device::fast_exp2(a.x - b.x), device::fast_exp2(a.y - b.y)};
   }
 };
 

@@ -79,14 +79,25 @@ __device__ inline int pair_column() {
 }
 
 /// Copies a tile [rows, width] whose rows lie `stride` elements apart; rows from `count` on become zero. Threads 0 ≤ thread < threads
-/// share it; `from` must be an address that can be read even if count is 0.
+/// share it; `from` must be an address that can be read even if count is 0. A thread keeps to one piece of its rows: of a whole tile, what is
+/// left of the addresses is an addition and an exclusive or.
 template <int width, int threads, int rows = 64>
 __device__ inline void copy_rows(uint32_t tile, const device::bf16* from, int64_t stride, int count, int thread) {
-  constexpr int kPieces = width / 8;
+  constexpr int kPieces = width / 8, kStep = threads / kPieces, kCount = rows / kStep;
+  static_assert(threads % kPieces == 0 && rows % kStep == 0 && (kStep % 8 == 0 || (width % 64 == 0 && 8 % kStep == 0)));
+  const int row = thread / kPieces, piece = thread % kPieces;
+  const uint32_t to = tile + tile_offset<width>(row, piece * 8);
+  const auto place = [&](int i) { return (to ^ (i * kStep % 8 * 16)) + i * kStep * width * 2; };
+  const device::bf16* at = from + row * stride + piece * 8;
+  if (count >= rows) {
 #pragma unroll
-  for (int i = 0; i < rows * kPieces / threads; ++i) {
-    const int at = i * threads + thread, row = at / kPieces, piece = at % kPieces;
-    device::cp_async16(tile + tile_offset<width>(row, piece * 8), from + (row < count ? row * stride + piece * 8 : 0), row < count);
+    for (int i = 0; i < kCount; ++i, at += kStep * stride) device::cp_async16(place(i), at);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < kCount; ++i, at += kStep * stride) {
+      const bool live = row + i * kStep < count;
+      device::cp_async16(place(i), live ? at : from, live);
+    }
   }
 }
 /// Writes the first `count` rows of a tile [64, width].

@@ -5,28 +5,36 @@
 //   writers   one a group, a chunk behind: what is only stored, from fragments that the members publish in shared memory
 //   loaders   copy the next chunks into shared memory
 // One barrier of the block a chunk: behind it a chunk has arrived, and the one before it is done with by members, published for writers.
+// Within a chunk, who has read what will be overwritten arrives on an mbarrier, for which the overwriting warps wait.
 #pragma once
+#include "cuda/device/barrier.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::delta_cuda {
 
-inline constexpr int kLoaders = 2;
 inline constexpr int kFactorBytes = kNumFactors * kChunk * 4;
 inline constexpr int kSliceBytes = kChunk * 16 * 2;  // 16 columns of v or d_o
 inline constexpr int kPublishedBytes = 2048;         // the fragments [16, 64] of one bf16 matrix
+
+/// With a decay per channel, a chunk's operands by when members need them. Early: one place, which they leave half way through a chunk, when it is
+/// filled again. Middle and late: two places where there is room for them; where not, they are filled while members begin with early.
+enum Area : int { kEarly, kMiddle, kLate, kNumAreas };
 
 template <int keys, int groups, int members, bool by_channel>
 struct WalkPlan {
   static constexpr int K = keys, kGroups = groups, kMembers = members, kKeys = keys / members;
   static constexpr bool kByChannel = by_channel;
   static_assert(kKeys % 64 == 0 && members <= 2);
+  static constexpr int kLoaders = groups == 4 ? 4 : 2, kLoaderThreads = 32 * kLoaders;
   static constexpr int kStateWarps = groups * members, kThreads = 32 * (kStateWarps + groups + kLoaders);
   static constexpr int kRowBytes = kChunk * keys * 2;
   /// Of a group: fragments of S^T, then of two matrices [16, 64]. Members exchange their sums in the same place.
   static constexpr int kStateFragments = keys * 32, kPublished = kStateFragments + 2 * kPublishedBytes;
   static_assert(members == 1 || kPublished >= 2 * 16 * kChunk * 4);
+  /// mbarriers: one a group (what it published is copied), one an area, one a group for its members' exchange.
+  static constexpr int kAreaBarriers = 8 * groups, kMemberBarriers = kAreaBarriers + 8 * kNumAreas, kBarrierBytes = kMemberBarriers + 8 * groups;
 };
 
 /// Where a block works.
@@ -47,35 +55,56 @@ struct Lane {
 inline bool is_narrow(const Problem& p) { return p.S * p.HV * (p.V / 64) <= 66; }
 
 /// A tile of q or k of a chunk; columns of v or d_o of all groups (null: zeros). By the loaders' threads.
-inline constexpr int kLoaderThreads = 32 * kLoaders;
 template <class Plan>
 __device__ inline void load_keys(const Problem& p, const Lane& x, const bf16* rows, int64_t chunk, uint32_t to, int thread) {
-  copy_rows<Plan::K, kLoaderThreads>(to, rows + (x.first(chunk) * p.H + x.head) * p.K, p.H * p.K, x.count(chunk), thread);
+  copy_rows<Plan::K, Plan::kLoaderThreads>(to, rows + (x.first(chunk) * p.H + x.head) * p.K, p.H * p.K, x.count(chunk), thread);
 }
 template <class Plan>
 __device__ inline void load_values(const Problem& p, const Lane& x, const bf16* values, int64_t chunk, uint32_t to, int thread) {
   const bf16* from = values ? values + (x.first(chunk) * p.HV + x.j) * p.V + x.column : p.k;
 #pragma unroll
-  for (int at = thread; at < kChunk * 2 * Plan::kGroups; at += kLoaderThreads) {
+  for (int at = thread; at < kChunk * 2 * Plan::kGroups; at += Plan::kLoaderThreads) {
     const int row = at / (2 * Plan::kGroups), piece = at % (2 * Plan::kGroups);
     const bool live = values && row < x.count(chunk);
     device::cp_async16(to + piece / 2 * kSliceBytes + tile_offset<16>(row, piece % 2 * 8), from + (live ? row * p.HV * p.V + piece * 8 : 0), live);
   }
 }
 
-/// Barrier `id` of `threads` threads of the block.
-__device__ inline void meet(int id, int threads) { asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-__device__ inline void arrive(int id, int threads) { asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+/// Before the first barrier of the block. Every thread that read or copied arrives by itself: racecheck takes no thread for another of its warp.
+template <class Plan>
+__device__ inline void init_barriers(uint32_t start) {
+  if (threadIdx.x != 0) return;
+  const uint32_t first = start + Plan::kBarriers;
+  for (int group = 0; group < Plan::kGroups; ++group) {
+    device::barrier_init(first + 8 * group, 32);
+    device::barrier_init(first + Plan::kMemberBarriers + 8 * group, 32 * Plan::kMembers);
+  }
+  for (int area = 0; area < kNumAreas; ++area)
+    device::barrier_init(first + Plan::kAreaBarriers + 8 * area, area == kEarly ? 32 * Plan::kStateWarps : Plan::kLoaderThreads);
+}
 
 /// One group's place and barriers, as a member or its writer sees them.
 template <class Plan>
 struct Group {
   int group, member;
   unsigned char* published;
+  uint32_t barrier;
+
+  __device__ Group(int group, int member, unsigned char* memory)
+      : group(group),
+        member(member),
+        published(memory + Plan::kPlaces + group * Plan::kPublished),
+        barrier(device::shared_address(memory) + Plan::kBarriers + 8 * group) {}
 
   /// The writer has copied what was published a chunk ago.
-  __device__ void copied() const { arrive(1 + group, 32 * (Plan::kMembers + 1)); }
-  __device__ void wait_copied() const { meet(1 + group, 32 * (Plan::kMembers + 1)); }
+  __device__ void copied() const { device::barrier_arrive(barrier); }
+  __device__ void wait_copied(int64_t step) const { device::barrier_wait(barrier, step % 2); }
+
+  /// The group's two members; twice a step.
+  __device__ void meet(int turn) const {
+    device::barrier_arrive(barrier + Plan::kMemberBarriers);
+    device::barrier_wait(barrier + Plan::kMemberBarriers, turn);
+  }
 
   __device__ uint4* slot(int offset, int i) const { return reinterpret_cast<uint4*>(published + offset) + i * 32 + threadIdx.x % 32; }
   __device__ void publish(int offset, int i, const uint32_t (&a)[4]) const { *slot(offset, i) = make_uint4(a[0], a[1], a[2], a[3]); }
@@ -88,20 +117,20 @@ struct Group {
     for (int n = 0; n < Plan::kKeys / 16; ++n) publish(0, member * (Plan::kKeys / 16) + n, a[n]);
   }
 
-  /// Adds up the members' sums; afterwards the place is free to publish in.
-  __device__ void add_up(float (&c)[8][4]) const {
-    wait_copied();
+  /// Adds up the members' sums of the walk's step; afterwards the place is free to publish in.
+  __device__ void add_up(float (&c)[8][4], int64_t step) const {
+    wait_copied(step);
     if constexpr (Plan::kMembers == 2) {
       constexpr int kBytes = 16 * kChunk * 4;
 #pragma unroll
       for (int n = 0; n < 8; ++n) *reinterpret_cast<float4*>(slot(member * kBytes, n)) = make_float4(c[n][0], c[n][1], c[n][2], c[n][3]);
-      meet(5 + group, 64);
+      meet(0);
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         const float4 other = *reinterpret_cast<const float4*>(slot((1 - member) * kBytes, n));
         c[n][0] += other.x, c[n][1] += other.y, c[n][2] += other.z, c[n][3] += other.w;
       }
-      meet(5 + group, 64);
+      meet(1);
     }
   }
 };
@@ -158,7 +187,7 @@ __device__ inline void update_state(float (&state)[keys / 8][4], const uint32_t 
 template <class Plan>
 __device__ inline void decay_state(float (&state)[Plan::kKeys / 8][4], const float* factors, int member) {
   if constexpr (Plan::kByChannel) return scale_each(state, factors + kTotals + member * Plan::kKeys);
-  const float total = factors[kTotal * kChunk];
+  const float total = expf(factors[kLogDecay * kChunk + kChunk - 1]);
 #pragma unroll
   for (int n = 0; n < Plan::kKeys / 8; ++n)
 #pragma unroll

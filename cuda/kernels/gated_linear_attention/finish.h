@@ -10,7 +10,7 @@ namespace braid::gla_cuda {
 template <class Decay>
 __device__ inline void mix(const FinishParams& params, const Piece& chunk, int64_t h, char (*tiles)[8192], char* mixed, float* diagonal,
                            Decay&& decay) {
-  const Place place;
+  const TilePlace place;
   const Problem& p = params.problem;
   const int64_t stride = p.H * p.V, at = chunk.first * stride + h * p.V;
   const int count = static_cast<int>(chunk.count);

@@ -314,11 +314,12 @@ struct Finish {
 
   __device__ void take_decays(uint32_t tile, int block, Values& decay) const {
     if constexpr (kFloatDecay) {
-      each_value([&](int u, int v, int e) { decay[u][v][e] = exp_of(shared.decays[spot.token(v) + e][kBlock * block + spot.row + 8 * u]); });
+      each_value(
+          [&](int u, int v, int e) { decay[u][v][e] = device::fast_exp(shared.decays[spot.token(v) + e][kBlock * block + spot.row + 8 * u]); });
     } else {
       Operand words;
       device::ldmatrix_x4_transposed(words, tile);
-      each_value([&](int u, int v, int e) { decay[u][v][e] = exp_of(value_of(words, u, v, e)); });
+      each_value([&](int u, int v, int e) { decay[u][v][e] = device::fast_exp(value_of(words, u, v, e)); });
     }
   }
 
@@ -415,7 +416,7 @@ struct Finish {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kPlaceThreads, 2) finish_channel(FinishParams params) {
+__global__ void __launch_bounds__(device::kTileThreads, 2) finish_channel(FinishParams params) {
   extern __shared__ __align__(128) char finish_memory[];
   const Block block = block_of(params.problem.H);
   const Piece chunk = piece_of<kChunk>(params.chunks, block.slot);
@@ -428,7 +429,7 @@ __global__ void __launch_bounds__(kPlaceThreads, 2) finish_channel(FinishParams 
 template <class T>
 void launch_finish_channel(Context& ctx, const FinishParams& params) {
   const cuda::LaunchConfig config{
-      .grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads, .shared_bytes = sizeof(FinishShared<T>)};
+      .grid = grid_of(params.chunks.slots, params.problem.H), .block = device::kTileThreads, .shared_bytes = sizeof(FinishShared<T>)};
   cuda::launch(ctx.stream(), "gated_linear_attention_finish", &finish_channel<T>, config, params);
 }
 

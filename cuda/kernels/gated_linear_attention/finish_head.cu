@@ -14,7 +14,7 @@ struct FinishHeadShared {
 };
 
 /// q += (M below the diagonal) · k, k += (M above it) · q, for this warp's 16 tokens and 32 channels.
-__device__ inline void add_pairs(const char* mixed_tile, const char (*tiles)[8192], const Place& place, float (&q)[4][4], float (&k)[4][4]) {
+__device__ inline void add_pairs(const char* mixed_tile, const char (*tiles)[8192], const TilePlace& place, float (&q)[4][4], float (&k)[4][4]) {
   const BlockAddress mixed(device::shared_address(mixed_tile), true);
   const BlockAddress q_at(device::shared_address(tiles[0]), true), k_at(device::shared_address(tiles[1]), true);
   const int row = place.lane / 4, column = place.lane % 4 * 2;
@@ -48,13 +48,14 @@ struct DecaySums {
 };
 
 /// The gradients of a thread's places in one slice, as words for the tiles.
-__device__ inline void add_across(FinishHeadShared& shared, char (*tiles)[8192], const Place& place, float scale, const float (&q_sum)[4][4],
+__device__ inline void add_across(FinishHeadShared& shared, char (*tiles)[8192], const TilePlace& place, float scale, const float (&q_sum)[4][4],
                                   const float (&k_sum)[4][4], Words& d_q, Words& d_k, DecaySums& decays) {
-  each([&](int i, int j) {
+  TilePlace::each([&](int i, int j) {
     const int t = place.row(i);
-    const float sum = shared.sums[t], from_start = scale * exp2_of(sum), to_end = exp2_of(shared.sums[63] - sum), diagonal = shared.diagonal[t];
-    const uint32_t q = word_at(tiles[0], place, i, j), k = word_at(tiles[1], place, i, j);
-    const uint32_t x = word_at(tiles[2], place, i, j), y = word_at(tiles[3], place, i, j);
+    const float sum = shared.sums[t], from_start = scale * device::fast_exp2(sum), to_end = device::fast_exp2(shared.sums[63] - sum),
+                diagonal = shared.diagonal[t];
+    const uint32_t q = place.word(tiles[0], i, j), k = place.word(tiles[1], i, j);
+    const uint32_t x = place.word(tiles[2], i, j), y = place.word(tiles[3], i, j);
     const float2 q_at = {device::low_bf16(q), device::high_bf16(q)}, k_at = {device::low_bf16(k), device::high_bf16(k)};
     const float2 q_far = {from_start * device::low_bf16(x), from_start * device::high_bf16(x)};
     const float2 k_far = {to_end * device::low_bf16(y), to_end * device::high_bf16(y)};
@@ -67,7 +68,7 @@ __device__ inline void add_across(FinishHeadShared& shared, char (*tiles)[8192],
 }
 
 /// d_log_decay of a chunk and head: one token a thread, each sum in order. Every thread must call it.
-__device__ inline void store_decays(const FinishParams& params, const Piece& chunk, int64_t h, FinishHeadShared& shared, const Place& place,
+__device__ inline void store_decays(const FinishParams& params, const Piece& chunk, int64_t h, FinishHeadShared& shared, const TilePlace& place,
                                     const DecaySums& sums) {
   const int64_t K = params.problem.K, H = params.problem.H;
   float spanning = 0;
@@ -93,7 +94,7 @@ __device__ inline void store_decays(const FinishParams& params, const Piece& chu
   store_decay(params, (chunk.first + t) * H + h, sum + after);
 }
 
-__global__ void __launch_bounds__(kPlaceThreads, 3) finish_head(FinishParams params) {
+__global__ void __launch_bounds__(device::kTileThreads, 3) finish_head(FinishParams params) {
   extern __shared__ __align__(128) char finish_memory[];
   FinishHeadShared& shared = *reinterpret_cast<FinishHeadShared*>(finish_memory);
   const Problem& p = params.problem;
@@ -102,18 +103,19 @@ __global__ void __launch_bounds__(kPlaceThreads, 3) finish_head(FinishParams par
   if (chunk.count == 0) return;
   const int64_t h = block.h, stride = p.H * p.K, first = chunk.first * stride + h * p.K;
   const int count = static_cast<int>(chunk.count);
-  const Place place;
+  const TilePlace place;
   DecaySums decays;
   const auto load = [&](int64_t column) {
     const device::bf16* const from[4] = {static_cast<const device::bf16*>(p.q), static_cast<const device::bf16*>(p.k), params.across_q,
                                          params.across_k};
     for (int i = 0; i < 4; ++i)
-      load_tile<64, kPlaceThreads>(device::shared_address(shared.tiles[column / kColumns % 2][i]), from[i] + first + column, stride, count);
+      load_tile<64, device::kTileThreads>(device::shared_address(shared.tiles[column / kColumns % 2][i]), from[i] + first + column, stride, count);
     device::cp_async_commit();
   };
   load(0);
   sum_head_decays(p, chunk, h, shared.sums, shared.from[0]);
-  mix(params, chunk, h, shared.tiles[1], shared.mixed, shared.diagonal, [&](int t, int s) { return exp2_of(shared.sums[t] - shared.sums[s]); });
+  mix(params, chunk, h, shared.tiles[1], shared.mixed, shared.diagonal,
+      [&](int t, int s) { return device::fast_exp2(shared.sums[t] - shared.sums[s]); });
   for (int64_t column = 0; column < p.K; column += kColumns) {
     char(*const tiles)[8192] = shared.tiles[column / kColumns % 2];
     device::cp_async_wait<0>();
@@ -124,10 +126,10 @@ __global__ void __launch_bounds__(kPlaceThreads, 3) finish_head(FinishParams par
     Words d_q, d_k;
     add_across(shared, tiles, place, p.scale, q_sum, k_sum, d_q, d_k, decays);
     __syncthreads();
-    each([&](int i, int j) { word_at(tiles[0], place, i, j) = d_q[i][j], word_at(tiles[1], place, i, j) = d_k[i][j]; });
+    TilePlace::each([&](int i, int j) { place.word(tiles[0], i, j) = d_q[i][j], place.word(tiles[1], i, j) = d_k[i][j]; });
     __syncthreads();
-    if (params.d_q) store_tile<64, kPlaceThreads>(tiles[0], params.d_q + first + column, stride, count);
-    if (params.d_k) store_tile<64, kPlaceThreads>(tiles[1], params.d_k + first + column, stride, count);
+    if (params.d_q) store_tile<64, device::kTileThreads>(tiles[0], params.d_q + first + column, stride, count);
+    if (params.d_k) store_tile<64, device::kTileThreads>(tiles[1], params.d_k + first + column, stride, count);
   }
   if (params.d_decay) store_decays(params, chunk, h, shared, place, decays);
 }
@@ -136,7 +138,7 @@ __global__ void __launch_bounds__(kPlaceThreads, 3) finish_head(FinishParams par
 
 void launch_finish_head(Context& ctx, const FinishParams& params) {
   const cuda::LaunchConfig config{
-      .grid = grid_of(params.chunks.slots, params.problem.H), .block = kPlaceThreads, .shared_bytes = sizeof(FinishHeadShared)};
+      .grid = grid_of(params.chunks.slots, params.problem.H), .block = device::kTileThreads, .shared_bytes = sizeof(FinishHeadShared)};
   cuda::launch(ctx.stream(), "gated_linear_attention_finish", &finish_head, config, params);
 }
 

@@ -80,8 +80,8 @@ __device__ inline void take_decays(const uint4 (*raw)[kBandThreads], int i, floa
     take_words(raw[4 + i + piece / 4 * 2][threadIdx.x / 4 * 4 + piece % 4], words);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if constexpr (sizeof(T) == 4) to[4 * j + e] = exp_of(__uint_as_float(words[e]));
-      else to[2 * e] = exp_of(device::low_bf16(words[e])), to[2 * e + 1] = exp_of(device::high_bf16(words[e]));
+      if constexpr (sizeof(T) == 4) to[4 * j + e] = device::fast_exp(__uint_as_float(words[e]));
+      else to[2 * e] = device::fast_exp(device::low_bf16(words[e])), to[2 * e + 1] = device::fast_exp(device::high_bf16(words[e]));
     }
   }
 }
