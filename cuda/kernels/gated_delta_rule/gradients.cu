@@ -11,8 +11,8 @@
 namespace braid::delta_cuda {
 namespace {
 
-// After two stages: k, q [64, 64], E, F, −beta F [64, 64], factors and sums.
-constexpr int kKey = 2 * kStageBytes, kQuery = kKey + kTileBytes, kE = kQuery + kTileBytes, kF = kE + kTileBytes, kBetaF = kF + kTileBytes;
+// After the stages: k, q [64, 64], E, F, −beta F [64, 64], factors and sums.
+constexpr int kKey = kStages * kStageBytes, kQuery = kKey + kTileBytes, kE = kQuery + kTileBytes, kF = kE + kTileBytes, kBetaF = kF + kTileBytes;
 constexpr int kFactors = kBetaF + kTileBytes, kSums = kFactors + kNumFactors * kChunk * 4;
 
 /// Sums over channels, tokens or V, each warp's in a place of its own so that they add up in a fixed order.
@@ -215,7 +215,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
   const int slices = static_cast<int>(p.V / kColumns), steps = slices * static_cast<int>(p.K / kKeys), warp = threadIdx.x / 32;
   const StageShare share(p, place);
   const auto load = [&](int step) {
-    if (step < steps) share.load(params, step % slices * kColumns, step / slices * kKeys, start + step % 2 * kStageBytes);
+    const int turn = step / slices, slice = turn % 2 ? slices - 1 - step % slices : step % slices;  // to and fro: L2 has what was read last
+    if (step < steps) share.load(params, slice * kColumns, turn * kKeys, start + step % kStages * kStageBytes);
     device::cp_async_commit();
   };
   const auto load_keys = [&](int key) {
@@ -224,19 +225,22 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
   };
   copy_bytes<kNumFactors * kChunk * 4, kThreads>(start + kFactors, p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
   load_keys(0);
-  load(0);
+  load(0), load(1);
   float qk[kTiles][4], kk[kTiles][4], states = 0;
   clear(qk), clear(kk);  // first d_p and d_m, then q k^T and k k^T
   for (int key = 0, step = 0; key < p.K; key += kKeys) {
     float y[kTiles][4], x[kTiles][4], z[kTiles][4];
     clear(y), clear(x), clear(z);
     for (int slice = 0; slice < slices; ++slice, ++step) {
-      load(step + 1);
       device::cp_async_wait<1>();
       __syncthreads();
-      const int stage = step % 2 * kStageBytes;
+      load(step + 2);
+      const int stage = step % kStages * kStageBytes;
       add_stage(y, x, z, qk, kk, start + stage, place, key == 0);
       if (params.d_log_decay) states += dot_pieces(memory + stage + kState, memory + stage + kDState);
+    }
+    if (slices < 3) {  // the copies of k and q may still be under way
+      device::cp_async_wait<0>();
       __syncthreads();
     }
     if (key == 0) {
@@ -262,7 +266,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(GradientParams pa
     if (params.d_log_decay) add_keys(qk, kk, start, place);
     if (key + kKeys == p.K) break;
     __syncthreads();
-    load_keys(key + kKeys);  // joins the group of the stage after the next
+    load_keys(key + kKeys);  // joins the group of the third stage from here
   }
   sum_pairs(qk, kk, memory, place);
   states = device::warp_sum(states);

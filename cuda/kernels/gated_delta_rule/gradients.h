@@ -18,7 +18,7 @@ inline constexpr int kTiles = 4;     // n-tiles of a warp, of channels or of oth
 // A stage: dO, dR, U [64 tokens, 32], S, dS [32, 64 channels].
 inline constexpr int kValueBytes = kChunk * kColumns * 2, kStateBytes = kColumns * kKeys * 2;
 inline constexpr int kDr = kValueBytes, kU = 2 * kValueBytes, kState = 3 * kValueBytes, kDState = kState + kStateBytes;
-inline constexpr int kStageBytes = kDState + kStateBytes;
+inline constexpr int kStageBytes = kDState + kStateBytes, kStages = 3;
 
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);

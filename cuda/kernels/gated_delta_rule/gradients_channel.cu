@@ -24,7 +24,7 @@ struct ChannelShared {
   };
   unsigned char e[kTileBytes], f[kTileBytes], q[kTileBytes], k[kTileBytes];
   union {
-    unsigned char stages[2 * kStageBytes];
+    unsigned char stages[kStages * kStageBytes];
     Work work;
   };
   float factors[kNumFactors][kChunk];
@@ -33,7 +33,7 @@ struct ChannelShared {
   float spans[8][kLevelKeys];  // <S, dS> of each channel, by warp
   float totals[2 * kThreads];
 };
-static_assert(2 * kStageBytes <= sizeof(ChannelShared::Work));
+static_assert(kStages * kStageBytes <= sizeof(ChannelShared::Work));
 
 /// E and F, zeros on and above the diagonal, and the diagonals.
 __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], const Place& place) {
@@ -235,22 +235,22 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
   const StageShare share(p, place);
   for (int key = 0; key < p.K; key += kKeys) {
     const auto load = [&](int slice) {
-      if (slice < slices) share.load(params, slice * kColumns, key, stages + slice % 2 * kStageBytes);
+      if (slice < slices) share.load(params, slice * kColumns, key, stages + slice % kStages * kStageBytes);
       device::cp_async_commit();
     };
     copy_rows<kKeys, kThreads>(device::shared_address(shared.q), p.q + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
     copy_rows<kKeys, kThreads>(device::shared_address(shared.k), p.k + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
-    load(0);
+    load(0), load(1);
     float y[kTiles][4] = {}, x[kTiles][4] = {}, z[kTiles][4] = {}, d_p[kTiles][4] = {}, d_m[kTiles][4] = {}, span[8] = {};
     for (int slice = 0; slice < slices; ++slice) {
-      load(slice + 1);
       device::cp_async_wait<1>();
       __syncthreads();
-      const int stage = slice % 2 * kStageBytes;
+      load(slice + 2);
+      const int stage = slice % kStages * kStageBytes;
       add_stage(y, x, z, d_p, d_m, stages + stage, place, key == 0);
       add_span(span, shared.stages + stage);
-      __syncthreads();
     }
+    __syncthreads();
     if (key == 0) store_squares(shared, d_p, d_m, place);
     store_span(shared, span);
     sum_decays(p, place.chunk, blockIdx.y, key, shared.work.sums, shared.totals);
