@@ -14,7 +14,6 @@
 
 namespace braid::delta_cuda {
 
-inline constexpr int kFactorBytes = kNumFactors * kChunk * 4;
 inline constexpr int kSliceBytes = kChunk * 16 * 2;  // 16 columns of v or d_o
 inline constexpr int kPublishedBytes = 2048;         // the fragments [16, 64] of one bf16 matrix
 
