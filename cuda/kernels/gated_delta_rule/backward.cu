@@ -3,6 +3,7 @@
 // With a decay per channel out, q_in and in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // dU, A and dR go into products as a bf16 and its rest, as in the forward walk. Writers store dS, dR and dV.
 #include "cuda/kernels/gated_delta_rule/areas.h"
+#include "cuda/kernels/gated_delta_rule/products.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
 
 namespace braid::delta_cuda {

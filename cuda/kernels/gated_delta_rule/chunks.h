@@ -26,6 +26,7 @@ enum Factor : int {
   kWrittenBeta,  // beta, or kLeastBeta: what U is made with
   kNumFactors
 };
+inline constexpr int kFactorBytes = kNumFactors * kChunk * 4;
 /// U of a token is beta times e, what its v is off by, and d_beta = d_u · e: a beta of 0 must leave e's digits in U, which this one does. What it
 /// adds to a state is nothing beside any value that is told from 0.
 inline constexpr float kLeastBeta = 0x1p-100f;

@@ -4,6 +4,7 @@
 // With a decay per channel in, out and q_in are inside the rows of k and q (`decayed`), total is a factor of each channel.
 // X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state.
 #include "cuda/kernels/gated_delta_rule/areas.h"
+#include "cuda/kernels/gated_delta_rule/products.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
 
 namespace braid::delta_cuda {

@@ -1,5 +1,5 @@
-// What the gradients of a chunk begin with, for every kind of decay: products of dO, dR and U with the states and with each other. Blocks of
-// 256 threads have a chunk and a value head.
+// What the gradients of a chunk begin with, for every kind of decay: products of dO, dR and U with the states and with each other. Blocks have a
+// chunk and a value head.
 //
 // d_beta of a token is d_u · e with u = beta e (token form); dR is d_u, so that it is (dR · U) / beta, on the diagonal of dR U^T. (dR · v − k · X is
 // the same, but cancels where keys repeat.)
@@ -10,15 +10,18 @@
 
 namespace braid::delta_cuda {
 
-inline constexpr int kThreads = 256;
 inline constexpr int kColumns = 32;  // of V at a time
-inline constexpr int kKeys = 64;     // channels of K at a time
-inline constexpr int kTiles = 4;     // n-tiles of a warp, of channels or of other tokens: warps have 16 tokens and one half of the others
+inline constexpr int kTiles = 4;     // n-tiles of a warp: it has 16 tokens and 32 channels
+inline constexpr int kValueBytes = kChunk * kColumns * 2, kDr = kValueBytes, kU = 2 * kValueBytes, kState = 3 * kValueBytes;
+inline constexpr int kStages = 3;
 
-// A stage: dO, dR, U [64 tokens, 32], S, dS [32, 64 channels].
-inline constexpr int kValueBytes = kChunk * kColumns * 2, kStateBytes = kColumns * kKeys * 2;
-inline constexpr int kDr = kValueBytes, kU = 2 * kValueBytes, kState = 3 * kValueBytes, kDState = kState + kStateBytes;
-inline constexpr int kStageBytes = kDState + kStateBytes, kStages = 3;
+/// `keys` channels of K at a time. A stage: dO, dR, U [64 tokens, 32], S, dS [32, keys].
+template <int keys>
+struct Shape {
+  static constexpr int kKeys = keys, kThreads = 4 * keys, kParts = keys / 32;
+  static constexpr int kOthers = 8 / kParts;  // n-tiles of other tokens of a warp
+  static constexpr int kDState = kState + kColumns * keys * 2, kStageBytes = kDState + kColumns * keys * 2;
+};
 
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
@@ -36,56 +39,68 @@ __device__ inline float2 pair_of(const unsigned char* tile, int row, int column)
 struct Place {
   Chunk chunk;
   int64_t lane, row, key_row;  // of [slots, HV], of [N, HV], of [N, H]
-  int block, half;             // of the warp
+  int block, part;             // of the warp: its tokens, its channels
 
   __device__ Place(const Problem& p, int64_t slot, int64_t j)
       : chunk(chunk_of(p, slot)), lane(slot * p.HV + j), row(chunk.first * p.HV + j), key_row(chunk.first * p.H + j / (p.HV / p.H)) {
     const int warp = threadIdx.x / 32;
-    block = warp % 4, half = warp / 4;
+    block = warp % 4, part = warp / 4;
   }
   /// The first of the thread's two tokens; the other is eight further on.
   __device__ int token() const { return 16 * block + threadIdx.x % 32 / 4; }
 };
 
-/// What a thread copies of every stage: 16 bytes of each matrix.
+/// What a thread copies of every stage: 16 bytes of S, dS and of dO, dR, U, or with 512 threads of dO and U or of dR.
+template <class Shape>
 struct StageShare {
   int64_t value, state;  // elements of [N, HV, V] and of [slots, HV, V, K], of column and channel 0
   uint32_t value_to, state_to;
   bool live;
 
   __device__ StageShare(const Problem& p, const Place& x) {
-    static_assert(kThreads == kChunk * kColumns / 8 && kThreads == kColumns * kKeys / 8);
-    const int row = threadIdx.x / 4, piece = threadIdx.x % 4, column = threadIdx.x / 8, keys = threadIdx.x % 8;
+    constexpr int kPieces = Shape::kKeys / 8;
+    const int row = (Shape::kThreads == 256 ? threadIdx.x : threadIdx.x % 256) / 4, piece = threadIdx.x % 4, column = threadIdx.x / kPieces,
+              keys = threadIdx.x % kPieces;
     live = row < x.chunk.count;
     value = (x.row + (live ? row : 0) * p.HV) * p.V + piece * 8, state = (x.lane * p.V + column) * p.K + keys * 8;
-    value_to = tile_offset<kColumns>(row, piece * 8), state_to = tile_offset<kKeys>(column, keys * 8);
+    value_to = tile_offset<kColumns>(row, piece * 8), state_to = tile_offset<Shape::kKeys>(column, keys * 8);
   }
   __device__ void load(const GradientParams& params, int column, int key, uint32_t stage) const {
     const Problem& p = params.backward.problem;
     const bf16* d_o = params.backward.d_o;
     const int64_t at = value + column, state_at = state + column * p.K + key;
     const uint32_t to = stage + value_to;
-    device::cp_async16(to, (d_o ? d_o : p.u) + at, live && d_o);
-    device::cp_async16(to + kDr, params.backward.d_r + at, live);
-    device::cp_async16(to + kU, p.u + at, live);
+    const bool all = Shape::kThreads == 256, first = threadIdx.x < 256;
+    if (all || first) device::cp_async16(to, (d_o ? d_o : p.u) + at, live && d_o);
+    if (all || !first) device::cp_async16(to + kDr, params.backward.d_r + at, live);
+    if (all || first) device::cp_async16(to + kU, p.u + at, live);
     device::cp_async16(stage + kState + state_to, p.states + state_at);
-    device::cp_async16(stage + kDState + state_to, params.backward.d_states + state_at);
+    device::cp_async16(stage + Shape::kDState + state_to, params.backward.d_states + state_at);
   }
 };
 
-__device__ inline void clear(float (&c)[kTiles][4]) {
+/// lane_offset of the part's 32 channels in a tile of rows of channels.
+template <class Shape>
+__device__ inline uint32_t channels_offset(const Place& place) {
+  const uint32_t lane = lane_offset<Shape::kKeys, false>();
+  return Shape::kParts == 2 ? lane ^ (place.part * 64) : (lane ^ (place.part % 2 * 64)) + place.part / 2 * 128;
+}
+
+template <int tiles>
+__device__ inline void clear(float (&c)[tiles][4]) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n)
+  for (int n = 0; n < tiles; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[n][i] = 0;
 }
 
 /// y += dO S^T, x += dR S^T, z += U dS^T over a stage, [16 tokens, 32 channels]; squares: d_p += dO U^T, d_m += dR U^T.
-__device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], float (&z)[kTiles][4], float (&d_p)[kTiles][4],
-                                 float (&d_m)[kTiles][4], uint32_t stage, const Place& place, bool squares) {
+template <class Shape>
+__device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], float (&z)[kTiles][4], float (&d_p)[Shape::kOthers][4],
+                                 float (&d_m)[Shape::kOthers][4], uint32_t stage, const Place& place, bool squares) {
   const uint32_t rows = lane_offset<kColumns, false>() + place.block * 16 * kColumns * 2;
-  const uint32_t others = lane_offset<kColumns, true>() + place.half * 32 * kColumns * 2;
-  const uint32_t states = lane_offset<kKeys, false>() ^ (place.half * 64);
+  const uint32_t others = lane_offset<kColumns, true>() + place.part * (Shape::kOthers * 8) * kColumns * 2;
+  const uint32_t states = channels_offset<Shape>(place);
 #pragma unroll
   for (int c = 0; c < kColumns; c += 16) {
     uint32_t d_o[4], d_r[4], u[4], b[4];
@@ -94,8 +109,8 @@ __device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], f
     device::ldmatrix_x4(u, stage + kU + block_at<kColumns>(rows, 0, c));
     if (squares) {
 #pragma unroll
-      for (int n = 0; n < kTiles; n += 2) {
-        if (2 * place.half + n / 2 > place.block) continue;
+      for (int n = 0; n < Shape::kOthers; n += 2) {
+        if (place.part * (Shape::kOthers / 2) + n / 2 > place.block) continue;
         device::ldmatrix_x4(b, stage + kU + block_at<kColumns>(others, 8 * n, c));
         mma_two(d_p[n], d_p[n + 1], d_o, b);
         mma_two(d_m[n], d_m[n + 1], d_r, b);
@@ -103,11 +118,11 @@ __device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], f
     }
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
-      const uint32_t at = stage + kState + block_at<kKeys>(states, c, 8 * n);
+      const uint32_t at = stage + kState + block_at<Shape::kKeys>(states, c, 8 * n);
       device::ldmatrix_x4_transposed(b, at);
       mma_two(y[n], y[n + 1], d_o, b);
       mma_two(x[n], x[n + 1], d_r, b);
-      device::ldmatrix_x4_transposed(b, at + kDState - kState);
+      device::ldmatrix_x4_transposed(b, at + Shape::kDState - kState);
       mma_two(z[n], z[n + 1], u, b);
     }
   }

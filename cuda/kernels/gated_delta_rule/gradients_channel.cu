@@ -14,7 +14,9 @@
 namespace braid::delta_cuda {
 namespace {
 
-static_assert(kKeys == kLevelKeys && kThreads == device::kTileThreads);
+constexpr int kKeys = kLevelKeys, kThreads = device::kTileThreads;
+using Sizes = Shape<kKeys>;
+static_assert(Sizes::kThreads == kThreads);
 
 struct ChannelShared {
   struct Work {
@@ -24,7 +26,7 @@ struct ChannelShared {
   };
   unsigned char e[kTileBytes], f[kTileBytes], q[kTileBytes], k[kTileBytes];
   union {
-    unsigned char stages[kStages * kStageBytes];
+    unsigned char stages[kStages * Sizes::kStageBytes];
     Work work;
   };
   float factors[kNumFactors][kChunk];
@@ -33,7 +35,7 @@ struct ChannelShared {
   float spans[8][kLevelKeys];  // <S, dS> of each channel, by warp
   float totals[2 * kThreads];
 };
-static_assert(kStages * kStageBytes <= sizeof(ChannelShared::Work));
+static_assert(kStages * Sizes::kStageBytes <= sizeof(ChannelShared::Work));
 
 /// E and F, zeros on and above the diagonal, and the diagonals.
 __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], const Place& place) {
@@ -41,7 +43,7 @@ __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[k
   for (int n = 0; n < kTiles; ++n)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int t = place.token() + 8 * half, s = 32 * place.half + 8 * n + 2 * (threadIdx.x % 4);
+      const int t = place.token() + 8 * half, s = 32 * place.part + 8 * n + 2 * (threadIdx.x % 4);
       const float *const p = &d_p[n][2 * half], *const m = &d_m[n][2 * half];
       const uint32_t at = tile_offset<kChunk>(t, s / 8 * 8) + s % 8 * 2;
       *reinterpret_cast<uint32_t*>(shared.e + at) = device::pack_bf16(s < t ? p[0] : 0.0f, s + 1 < t ? p[1] : 0.0f);
@@ -54,7 +56,7 @@ __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[k
 /// <S, dS> of eight channels of a row of a stage.
 __device__ inline void add_span(float (&span)[8], const unsigned char* stage) {
   const uint32_t at = tile_offset<kKeys>(threadIdx.x / 8, threadIdx.x % 8 * 8);
-  const uint4 x = *reinterpret_cast<const uint4*>(stage + kState + at), y = *reinterpret_cast<const uint4*>(stage + kDState + at);
+  const uint4 x = *reinterpret_cast<const uint4*>(stage + kState + at), y = *reinterpret_cast<const uint4*>(stage + Sizes::kDState + at);
   const auto add = [&](int i, uint32_t s, uint32_t t) {
     span[i] += device::low_bf16(s) * device::low_bf16(t), span[i + 1] += device::high_bf16(s) * device::high_bf16(t);
   };
@@ -230,12 +232,12 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
   const TilePlace spot;
   const int slices = static_cast<int>(p.V / kColumns);
   const uint32_t stages = device::shared_address(shared.stages);
-  copy_bytes<kNumFactors * kChunk * 4, kThreads>(device::shared_address(shared.factors), p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
+  copy_bytes<kFactorBytes, kThreads>(device::shared_address(shared.factors), p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
   Gradients gradients;
-  const StageShare share(p, place);
+  const StageShare<Sizes> share(p, place);
   for (int key = 0; key < p.K; key += kKeys) {
     const auto load = [&](int slice) {
-      if (slice < slices) share.load(params, slice * kColumns, key, stages + slice % kStages * kStageBytes);
+      if (slice < slices) share.load(params, slice * kColumns, key, stages + slice % kStages * Sizes::kStageBytes);
       device::cp_async_commit();
     };
     copy_rows<kKeys, kThreads>(device::shared_address(shared.q), p.q + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
@@ -246,8 +248,8 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
       device::cp_async_wait<1>();
       __syncthreads();
       load(slice + 2);
-      const int stage = slice % kStages * kStageBytes;
-      add_stage(y, x, z, d_p, d_m, stages + stage, place, key == 0);
+      const int stage = slice % kStages * Sizes::kStageBytes;
+      add_stage<Sizes>(y, x, z, d_p, d_m, stages + stage, place, key == 0);
       add_span(span, shared.stages + stage);
     }
     __syncthreads();
