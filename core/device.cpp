@@ -2,6 +2,9 @@
 
 #include <cstdlib>
 #include <cstring>
+
+#include "core/owner.h"
+#include "core/storage.h"
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -22,7 +25,8 @@ class HostBackend final : public DeviceBackend {
   }
   void* allocate(size_t bytes, Stream) override {
     void* pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-    BRAID_CHECK(pointer, "cpu: out of memory: asked for ", bytes, " bytes");
+    BRAID_CHECK(pointer, "cpu: out of memory: ", current_owner(), " asked for ", bytes, " bytes; ", host_memory().used_bytes,
+                " are held by tensors; fewer tokens per micro-batch or more recompute need less");
     return pointer;
   }
   void release(void* pointer, size_t, Stream) noexcept override { std::free(pointer); }

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/communicator.h"
+#include "core/owner.h"
 #include "core/sequences.h"
 
 namespace braid {
@@ -82,6 +83,18 @@ TEST(Storage, GuardsSeeWritesOutside) {
     EXPECT_FALSE(storage->guards_intact());
   }
   EXPECT_EQ(num_damaged_storages(), before + 1);
+}
+
+TEST(Storage, SaysWhoAskedForTooMuch) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizer ends a program that asks for too much";
+#endif
+  Context ctx(1);
+  const Tensor held = Tensor::empty(ctx, {1000}, DType::f32);
+  const WithOwner owner("somebody");
+  const std::string message = error_of([&] { Tensor::empty(ctx, {int64_t{1} << 56}, DType::f32); });
+  EXPECT_TRUE(message.starts_with("cpu: out of memory: somebody asked for 288230376151711744 bytes; ")) << message;
+  EXPECT_NE(message.find("need less"), std::string::npos) << message;
 }
 
 TEST(Storage, CountsHostMemory) {

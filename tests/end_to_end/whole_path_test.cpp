@@ -13,19 +13,28 @@ namespace {
 TEST(WholePath, FromTextToGradients) {
   const Workspace space;
   make_data(space);
-  expect_done(braid_program(train_words("RUN", {"--val-data", "d.h5", "--val-every", "3", "--val-tokens", "512", "--memory"}), space));
+  expect_done(braid_program(train_words("RUN", {"--val-data", "d.h5", "--val-every", "3", "--val-tokens", "512", "--memory", "--json", "train.json"}),
+                            space));
+  const Json trained = parse_json("train", space.read("train.json"));
+  EXPECT_EQ(trained["end"], "finished");
+  EXPECT_EQ(trained["steps"], 6);
+  EXPECT_EQ(trained["last_step"]["step"], 6);
+  EXPECT_TRUE(trained["last_step"].contains("val_loss"));
   expect_done(braid_program({"eval", "--model", "RUN", "--data", "d.h5", "--context", "64", "--max-tokens", "1024", "--json", "eval.json"}, space));
   EXPECT_GT(parse_json("eval", space.read("eval.json"))["results"][0]["perplexity"].get<double>(), 1);
   expect_done(braid_program({"eval", "--model", "RUN", "--task", "recall", "--examples", "32", "--json", "recall.json"}, space));
   EXPECT_GE(parse_json("recall", space.read("recall.json"))["accuracy"].get<double>(), 0);
-  expect_done(braid_program({"convert", "--from", "RUN", "--to", "MODEL"}, space));
+  expect_done(braid_program({"convert", "--from", "RUN", "--to", "MODEL", "--json", "convert.json"}, space));
+  EXPECT_EQ(parse_json("convert", space.read("convert.json"))["parameters"], 374688);
   expect_done(braid_program({"convert", "--from", "MODEL", "--to", "RUN2", "--as", "run"}, space));
   expect_done(braid_program({"convert", "--from", "RUN2", "--to", "MODEL2"}, space));
   EXPECT_EQ(space.read("MODEL/model.safetensors"), space.read("MODEL2/model.safetensors"));
   Context ctx(1);
   write_safetensors(ctx, space / "t.safetensors", {{"tokens", from_vector<int64_t>(ctx, {1, 2, 3, 4, 5}, {5})}});
-  expect_done(
-      braid_program({"forward", "--model", "MODEL", "--tokens", "t.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f32"}, space));
+  expect_done(braid_program(
+      {"forward", "--model", "MODEL", "--tokens", "t.safetensors", "--out", "o.safetensors", "--grad", "--dtype", "f32", "--json", "forward.json"},
+      space));
+  EXPECT_EQ(parse_json("forward", space.read("forward.json"))["tokens"], 5);
   const Safetensors out(space / "o.safetensors");
   EXPECT_EQ(out.get("logits").shape(), Shape({5, 256}));
   EXPECT_EQ(out.get("logits").dtype(), DType::f32);

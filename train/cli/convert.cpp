@@ -25,7 +25,7 @@ void write_run(Context& ctx, const HybridLm& model, const std::string& to) {
 }  // namespace
 
 int run_convert(const Arguments& arguments) {
-  std::string from, to, form = "directory", dtype = "f32";
+  std::string from, to, form = "directory", dtype = "f32", json;
   Options options("convert", "turn a run, a checkpoint or a model directory into a model directory (config.json and safetensors) or a run",
                   "braid convert --from RUN --to my-model\n  braid convert --from my-model --to RUN2 --as run");
   options.text("from", "run (its newest whole checkpoint), checkpoint or model directory", from);
@@ -35,13 +35,16 @@ int run_convert(const Arguments& arguments) {
   options.choice("as", "what to write; a run holds the values at step 0: 'braid train --resume' starts from them with a new optimizer", form,
                  {"directory", "run"});
   options.choice("dtype", "of the values in a model directory", dtype, {"f32", "bf16"});
+  options.json(json);
   if (!options.parse(arguments)) return kDone;
   require_path("--from", from);
   require_writable_directory("--to", to);
+  require_writable_file("--json", json);
   Context ctx(0);
   const auto model = load_named_model(ctx, "--from", from, DType::f32);
   if (form == "run") write_run(ctx, *model, to);
   else save_model_directory(ctx, to, *model, parse_compute_dtype("--dtype", dtype));
+  if (!json.empty()) write_json(json, {{"from", from}, {"to", to}, {"parameters", model->num_parameters()}});
   std::cout << to << ": " << model->num_parameters() << " parameters from " << from << '\n';
   return kDone;
 }

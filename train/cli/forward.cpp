@@ -1,6 +1,7 @@
 // braid forward: logits, loss and gradients, for anyone to compare an implementation with.
 #include <iostream>
 
+#include "io/json.h"
 #include "io/safetensors.h"
 #include "train/cli/commands.h"
 #include "train/cli/model_source.h"
@@ -11,7 +12,7 @@ namespace braid::cli {
 namespace {
 
 struct ForwardOptions {
-  std::string model, tokens, out, dtype = "f64";
+  std::string model, tokens, out, dtype = "f64", json;
   bool grad = false;
   DeviceOptions device;
 };
@@ -66,10 +67,12 @@ int run_forward(const Arguments& arguments) {
   options.flag("grad", "also the gradient of the loss for every parameter", o.grad);
   options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
+  options.json(o.json);
   if (!options.parse(arguments)) return kDone;
   require_path("--model", o.model);
   require_file("--tokens", o.tokens);
   require_writable_file("--out", o.out);
+  require_writable_file("--json", o.json);
   std::error_code absent;
   BRAID_CHECK(!std::filesystem::equivalent(o.tokens, o.out, absent), "--out must not be the file of --tokens, got ", o.out);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype), out_dtype = accumulator(dtype);
@@ -94,6 +97,7 @@ int run_forward(const Arguments& arguments) {
       results.push_back({"grad." + parameter->name, converted(ctx, parameter->grad.view(parameter->shape), out_dtype)});
   }
   write_safetensors(ctx, o.out, results);
+  if (!o.json.empty()) write_json(o.json, {{"tokens", count}, {"sequences", input.seqs.count()}, {"loss", item(ctx, loss)}});
   std::cout << o.out << ": " << count << " tokens in " << input.seqs.count() << " sequences, loss " << number(item(ctx, loss), 10) << '\n';
   return kDone;
 }

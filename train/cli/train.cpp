@@ -29,7 +29,7 @@ namespace braid::cli {
 namespace {
 
 struct TrainCommand {
-  std::string model, init_from, out, schedule = "cosine", dtype, recompute = "none", val_data;
+  std::string model, init_from, out, schedule = "cosine", dtype, recompute = "none", val_data, json;
   std::vector<std::string> data;
   int64_t steps = 1000, batch_tokens = 8192, context = 512, warmup = -1, accumulate = 1, micro_tokens = 0, seed = 0;
   int64_t val_every = 0, val_tokens = 1 << 16, save_every = 0, keep = 3, recompute_layers = -1;
@@ -77,6 +77,7 @@ void declare(Options& options, TrainCommand& o) {
   options.number("peak-tflops", "operations per second that MFU is measured against; 0: 803 on a GPU (an H100's bf16 product), measured on the CPU",
                  o.peak_tflops);
   options.device(o.device);
+  options.json(o.json);
 }
 
 struct WeightedPath {
@@ -257,11 +258,14 @@ class TrainReporter final : public TrainObserver {
   TrainReporter(Context& ctx, const TrainCommand& o) : ctx_(ctx), o_(o), progress_(stdout, o.steps) {}
   void on_step(const StepReport& report) override {
     progress_.on_step(report);
+    last_step_ = to_json_line(report);
     // Set between two steps, taken away before the next: exactly one is measured.
     ctx_.profile = o_.profile && report.step == kBeforeProfile ? &profile_ : nullptr;
     if (o_.memory && report.step == 1) print_held_at_peak(ctx_, progress_.line());
   }
   void on_note(const std::string& text) override { progress_.on_note(text); }
+  /// Its line of metrics.jsonl; null where no step was made.
+  Json last_step() const { return last_step_.empty() ? Json() : parse_json("metrics", last_step_); }
   void print_profile() {
     progress_.line().finish();
     if (profile_.ops.empty()) return;
@@ -281,6 +285,7 @@ class TrainReporter final : public TrainObserver {
   Context& ctx_;
   const TrainCommand& o_;
   ProgressObserver progress_;
+  std::string last_step_;
   Profile profile_;
 };
 
@@ -291,6 +296,7 @@ void check(const TrainCommand& o) {
   BRAID_CHECK(o.val_every == 0 || !o.val_data.empty(), "--val-data must be given with --val-every, got nothing");
   BRAID_CHECK(o.warmup <= o.steps, "--warmup must be at most --steps = ", o.steps, ", got ", o.warmup);
   require_writable_directory("--out", o.out);
+  require_writable_file("--json", o.json);
   if (!o.init_from.empty()) require_path("--init-from", o.init_from);
 }
 
@@ -338,10 +344,14 @@ int run_train(const Arguments& arguments) {
   TrainReporter observer(ctx, o);
   const RunEnd end = run_training(trainer, run, observer);
   observer.print_profile();
-  std::cout << (end == RunEnd::finished ? "finished" : "interrupted") << " after step " << trainer.steps_done() << " of " << o.steps << "; " << o.out
-            << " holds the checkpoint";
+  const char* how = end == RunEnd::finished ? "finished" : "interrupted";
+  std::cout << how << " after step " << trainer.steps_done() << " of " << o.steps << "; " << o.out << " holds the checkpoint";
   if (trainer.num_skipped() > 0) std::cout << "; " << trainer.num_skipped() << " steps were skipped";
   std::cout << '\n';
+  if (!o.json.empty())
+    write_json(
+        o.json,
+        {{"run", o.out}, {"end", how}, {"steps", trainer.steps_done()}, {"skipped", trainer.num_skipped()}, {"last_step", observer.last_step()}});
   return kDone;
 }
 
