@@ -21,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;  // MPI counts in int
 constexpr int64_t kPieceBytes = int64_t{1} << 22;       // of a rank's part, reduced at a time: bounds the scratch
 constexpr double kFarewellSeconds = 2;
+constexpr double kHearingSeconds = 2;
 
 /// One tag per operation: ranks that call different operations wait for each other until the timeout, and never mix up their bytes.
 enum class Operation : int { all_reduce, reduce_scatter, all_gather, broadcast, point_to_point, barrier };
@@ -112,6 +113,8 @@ class MpiCommunicator final : public Communicator {
       if (!take_leave()) return;
     }
     MPI_Finalize();
+    // mpirun ends all ranks as soon as one exits with an error: the rank that was the first to stop is let go first, so that its reason is heard.
+    if (was_told_) std::this_thread::sleep_for(std::chrono::duration<double>(kHearingSeconds));
   }
 
   int rank() const override { return rank_; }
@@ -298,6 +301,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   [[noreturn]] void stop_after(Operation operation, int rank) {
+    was_told_ = true;
     if (blamed_[rank] == rank || blamed_[rank] == rank_) stop(operation, rank, "stopped with an error");
     stop(operation, blamed_[rank], "stopped with an error or did not answer, says rank ", rank);
   }
@@ -332,7 +336,7 @@ class MpiCommunicator final : public Communicator {
   int exceptions_before_;
   MPI_Comm data_ = MPI_COMM_NULL, control_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
-  bool grouping_ = false, failed_ = false;
+  bool grouping_ = false, failed_ = false, was_told_ = false;
   std::vector<int> blamed_;        // whose fault each rank's stop was; this one's: its own, unless it waited in vain for another
   std::vector<bool> stopped_;      // ranks that said so
   std::vector<Message> messages_;  // of the operation at hand

@@ -19,9 +19,11 @@ inline std::string why_no_ranks() {
 }
 
 /// As root too, with more ranks than cores. What MPI itself never frees is no finding of a sanitizer build.
-inline ProgramResult mpirun(int size, const std::string& program, const std::vector<std::string>& arguments, const Workspace& space) {
+inline ProgramResult mpirun(int size, const std::string& program, const std::vector<std::string>& arguments, const Workspace& space,
+                            const std::vector<std::string>& options = {}) {
   std::vector<std::string> words = {
       "--allow-run-as-root", "--oversubscribe", "-x", "ASAN_OPTIONS=detect_leaks=0", "-n", std::to_string(size), program};
+  words.insert(words.begin(), options.begin(), options.end());
   words.insert(words.end(), arguments.begin(), arguments.end());
   return run(kMpirun, words, space);
 }
