@@ -2,101 +2,20 @@
 // chunked form = token-by-token form.
 #pragma once
 #include "ops/recurrence/form.h"
-#include "tests/support/laws.h"
+#include "tests/support/parts.h"
 
 namespace braid::testing {
 
-/// Which tokens and which sequence a run is given.
-struct Part {
-  int64_t begin, end, sequence;
-};
-
-template <class Op>
-typename Op::Inputs part_of(const typename Op::Inputs& in, const Part& part, const InputKinds& kinds) {
-  typename Op::Inputs result = in;
-  const auto members = tensors_of(result);
-  for (size_t i = 0; i < members.size(); ++i) {
-    Tensor& tensor = *members[i];
-    const std::string_view name = Op::Inputs::names[i];
-    if (!tensor.defined()) continue;
-    if (listed(kinds.token, name) && tensor.rank() > 1) tensor = tensor.slice(0, part.begin, part.end);
-    if (listed(kinds.state, name)) tensor = tensor.slice(0, part.sequence, part.sequence + 1);
-  }
-  return result;
+inline void gather(Context& ctx, const Tensor& part, const Tensor& whole, int64_t begin, std::vector<double>& to) {
+  const std::vector<double> values = to_vector<double>(ctx, part);
+  to.resize(whole.numel());
+  std::copy(values.begin(), values.end(), to.begin() + begin * whole.numel() / std::max<int64_t>(1, whole.size(0)));
 }
 
-inline bool is_state_output(std::string_view name) { return name == "final_state"; }
-
-/// What is allowed: rms(error) over the rms of the part, or over `floor` times that of the whole tensor where the part is smaller (in float32 a state
-/// that was forgotten is nothing but rounding).
-struct PartTolerance {
-  std::function<double(bool is_gradient, std::string_view name)> of;
-  double floor = 0;
-};
-
-/// The error of the rows [begin, end) of `whole`.
-inline double error_of_part(Context& ctx, const Tensor& actual, const Tensor& whole, int64_t begin, int64_t end, double floor) {
-  const std::vector<double> x = to_vector<double>(ctx, actual), y = to_vector<double>(ctx, whole);
-  const int64_t width = whole.numel() / std::max<int64_t>(1, whole.size(0)), first = begin * width;
-  if (static_cast<int64_t>(x.size()) != (end - begin) * width) return std::numeric_limits<double>::infinity();
-  double error = 0, part = 0, all = 0;
-  for (double value : y) all += value * value;
-  for (size_t i = 0; i < x.size(); ++i) {
-    error += (x[i] - y[first + i]) * (x[i] - y[first + i]);
-    part += y[first + i] * y[first + i];
-  }
-  const auto count = static_cast<double>(x.size());
-  return error == 0 ? 0 : std::sqrt(error / count / std::max(part / count, floor * floor * all / static_cast<double>(y.size())));
-}
-
-/// One sequence run in parts, one after the other on one tape, the state handed on, with the output gradients of the whole batch.
-template <class Op>
-struct PartsRun {
-  std::vector<typename Op::Inputs> leaves;
-  Tape tape;
-
-  /// Runs forward and backward; the outputs must be those of `whole`.
-  PartsRun(Context& ctx, const typename Op::Inputs& in, const typename Op::Attrs& attrs, const std::vector<Part>& parts, const OpRun<Op>& whole,
-           const InputKinds& kinds, const PartTolerance& tolerance) {
-    WithTape recording(ctx, &tape);
-    Context host;
-    const typename Op::Outputs d_out = output_gradients<Op>(host, whole.out);
-    std::vector<Tensor> roots, seeds;
-    Tensor carried;
-    for (const Part& part : parts) {
-      typename Op::Inputs part_in = part_of<Op>(in, part, kinds);
-      const auto members = tensors_of(part_in);
-      for (size_t i = 0; i < members.size(); ++i) {
-        if (carried && listed(kinds.state, Op::Inputs::names[i])) *members[i] = carried;
-        else if (members[i]->defined() && is_floating(members[i]->dtype())) *members[i] = tape.leaf(*members[i]);
-      }
-      typename Op::Attrs part_attrs = attrs;
-      part_attrs.seqs = Sequences::single(part.end - part.begin);
-      typename Op::Outputs out = apply<Op>(ctx, part_in, part_attrs);
-      leaves.push_back(part_in);
-      const bool last = &part == &parts.back();
-      const auto outs = tensors_of(out), whole_outs = tensors_of(whole.out), d_outs = tensors_of(d_out);
-      for (size_t i = 0; i < outs.size(); ++i) {
-        if (!outs[i]->grad_ref().tracked()) continue;
-        const std::string_view name = Op::Outputs::names[i];
-        const bool state = is_state_output(name);
-        if (state) carried = *outs[i];
-        if (state && !last) continue;
-        const int64_t begin = state ? part.sequence : part.begin, end = state ? part.sequence + 1 : part.end;
-        EXPECT_LE(error_of_part(ctx, *outs[i], *whole_outs[i], begin, end, tolerance.floor), tolerance.of(false, name))
-            << name << " of sequence " << part.sequence;
-        roots.push_back(*outs[i]);
-        seeds.push_back(copied(ctx, converted(host, contiguous(host, d_outs[i]->slice(0, begin, end)), outs[i]->dtype())));
-      }
-    }
-    tape.backward(ctx, roots, seeds);
-  }
-};
-
-/// The gradients of a sequence's parts are those of `whole`; those of inputs that all tokens share are added to `shared`.
+/// The gradients of a sequence's parts are those of `whole`, or go to `gathered`; those of inputs that all tokens share are added to `shared`.
 template <class Op>
 void expect_parts_match(Context& ctx, const PartsRun<Op>& run, const std::vector<Part>& parts, const OpRun<Op>& whole, const InputKinds& kinds,
-                        std::vector<Tensor>& shared, const PartTolerance& tolerance) {
+                        std::vector<Tensor>& shared, Gathered& gathered, const PartTolerance& tolerance) {
   for (size_t p = 0; p < parts.size(); ++p) {
     const auto members = tensors_of(run.leaves[p]), whole_grads = tensors_of(whole.d_in);
     for (size_t i = 0; i < members.size(); ++i) {
@@ -106,8 +25,10 @@ void expect_parts_match(Context& ctx, const PartsRun<Op>& run, const std::vector
       const bool token = listed(kinds.token, name) && members[i]->rank() > 1, state = listed(kinds.state, name);
       if (token || state) {
         const int64_t begin = token ? parts[p].begin : parts[p].sequence, end = token ? parts[p].end : parts[p].sequence + 1;
-        EXPECT_LE(error_of_part(ctx, grad, *whole_grads[i], begin, end, tolerance.floor), tolerance.of(true, name))
-            << "d_" << name << " of sequence " << parts[p].sequence;
+        if (token && !gathered.empty()) gather(ctx, grad, *whole_grads[i], begin, gathered[i]);
+        else
+          EXPECT_LE(error_of_part(ctx, grad, *whole_grads[i], begin, end, tolerance.floor), tolerance.of(true, name))
+              << "d_" << name << " of sequence " << parts[p].sequence;
       } else if (grad && shared[i]) {
         convert_into(ctx, shared[i], grad, true);
       } else if (grad) {
@@ -119,9 +40,8 @@ void expect_parts_match(Context& ctx, const PartsRun<Op>& run, const std::vector
 
 /// Every sequence by itself (pieces = 1) or cut into `pieces` pieces with the state handed over, against the packed run.
 template <class Op>
-void law_parts(Context& ctx, const OpCase<Op>& op_case, const typename Op::Inputs& in, const InputKinds& kinds, int pieces,
-               const PartTolerance& tolerance) {
-  const OpRun<Op> whole = run_op<Op>(ctx, in, op_case.attrs);
+void law_parts(Context& ctx, const OpCase<Op>& op_case, const OpRun<Op>& whole, const typename Op::Inputs& in, const InputKinds& kinds, int pieces,
+               Gathered& gathered, const PartTolerance& tolerance) {
   const Sequences& seqs = op_case.attrs.seqs;
   std::vector<Tensor> shared(kNumTensors<typename Op::Inputs>);
   Random random(5);
@@ -132,7 +52,7 @@ void law_parts(Context& ctx, const OpCase<Op>& op_case, const typename Op::Input
     std::vector<Part> parts;
     for (size_t i = 0; i + 1 < cuts.size(); ++i) parts.push_back({cuts[i], cuts[i + 1], s});
     const PartsRun<Op> run(ctx, in, op_case.attrs, parts, whole, kinds, tolerance);
-    expect_parts_match<Op>(ctx, run, parts, whole, kinds, shared, tolerance);
+    expect_parts_match<Op>(ctx, run, parts, whole, kinds, shared, gathered, tolerance);
   }
   const auto grads = tensors_of(whole.d_in);
   for (size_t i = 0; i < shared.size(); ++i) {
@@ -144,17 +64,32 @@ void law_parts(Context& ctx, const OpCase<Op>& op_case, const typename Op::Input
 template <class Op>
 void law_parts_on_cpu(const OpCase<Op>& op_case, const InputKinds& kinds, int pieces) {
   Context ctx(2);
-  law_parts<Op>(ctx, op_case, case_inputs(ctx, op_case), kinds, pieces, {[](bool, std::string_view) { return 1e-10; }});
+  const typename Op::Inputs in = case_inputs(ctx, op_case);
+  Gathered none;
+  law_parts<Op>(ctx, op_case, run_op<Op>(ctx, in, op_case.attrs), in, kinds, pieces, none, {[](bool, std::string_view) { return 1e-10; }});
 }
 
-/// A part is a block of law 3 (cuda_laws.h): it may be off by four times what a whole tensor may.
+/// As law 3 compares a kernel with the oracle (cuda_laws.h): outputs and states by part, gradients of tokens by blocks of 64, and as both runs may be
+/// off by law 3's tolerance, as a whole by twice that.
 template <class Op>
 void law_parts_on_cuda(const OpCase<Op>& op_case, const InputKinds& kinds, int pieces, DType dtype) {
   if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
   Context host, gpu = cuda::make_context();
   const typename Op::Inputs in = on_device(gpu, in_dtype<Op>(host, case_inputs(host, op_case), dtype, kinds));
-  law_parts<Op>(gpu, op_case, in, kinds, pieces,
+  const OpRun<Op> whole = run_op<Op>(gpu, in, op_case.attrs);
+  Gathered gathered(kNumTensors<typename Op::Inputs>);
+  law_parts<Op>(gpu, op_case, whole, in, kinds, pieces, gathered,
                 {[&](bool is_gradient, std::string_view name) { return 4 * cuda_tolerance(dtype, is_gradient, name); }, 0.25});
+  const auto grads = tensors_of(whole.d_in);
+  for (size_t i = 0; i < gathered.size(); ++i) {
+    if (gathered[i].empty()) continue;
+    const std::string_view name = Op::Inputs::names[i];
+    const double tolerance = cuda_tolerance(dtype, true, name);
+    const Tensor together = from_vector(host, gathered[i], grads[i]->shape()),
+                 at_once = from_vector(host, to_vector<double>(gpu, *grads[i]), grads[i]->shape());
+    EXPECT_LE(relative_error(host, together, at_once), 2 * tolerance) << "d_" << name;
+    EXPECT_LE(worst_block_error(host, together, at_once, kind_of_blocks<typename Op::Inputs>(name)), 4 * tolerance) << "a block of d_" << name;
+  }
 }
 
 /// The chunked form against the definition in float64.
