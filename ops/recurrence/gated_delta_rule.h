@@ -16,6 +16,9 @@
 // u of a chunk are U = A diag(beta) (V − K⁺ S_0), A = (I + strictly lower part of diag(beta) (K K^T ∘ decay))^{-1}: matrix products
 // (keeps the state at each chunk's start, A and U). log_decay should be ≤ 0; nothing is ever divided by a decay.
 //
+// Errors: shapes and dtypes that do not fit q [N, H, K] and v [N, HV, V], HV that is no multiple of H, sequences that do not end at N; on a GPU
+// K above 1,024 (bf16 with K of 64, 128 or 256 takes the fast kernels).
+//
 // Sources: Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", NeurIPS 2024; Yang, Kautz and
 // Hatamizadeh, "Gated Delta Networks", ICLR 2025; Kimi Team, "Kimi Linear", 2025 (per-channel decay).
 #pragma once
