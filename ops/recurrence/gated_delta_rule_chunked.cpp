@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/eigen.h"
+#include "ops/recurrence/decay.h"
 #include "ops/recurrence/gated_delta_rule_chunk.h"
 
 namespace braid::delta {
@@ -83,7 +83,7 @@ void load(const Problem<T>& x, const Place& place, Chunk<T>& c) {
   for (int64_t i = 0; i < c.R; ++i) c.beta[i] = i < c.tokens ? x.beta[row + i * x.HV] : T(0);
   if (x.decay == Decay::channel) {
     load_rows(x.log_decay + row * x.K, x.HV * x.K, c.tokens, x.K, T(1), c.a, c.R);
-    array(c.a, c.R * c.K) = array(c.a, c.R * c.K).exp();
+    exponentiate(c.a, c.R * c.K);
     channel_decay_forward(c);
   } else {
     for (int64_t i = 0; i < c.R; ++i) c.a[i] = i < c.tokens && x.log_decay ? std::exp(x.log_decay[row + i * x.HV]) : T(1);

@@ -1,5 +1,5 @@
 // Token by token: the definition of gated_delta_rule and its gradient, as written in the header.
-#include "ops/eigen.h"
+#include "ops/recurrence/decay.h"
 #include "ops/recurrence/gated_delta_rule_forms.h"
 
 namespace braid::delta {
@@ -10,7 +10,10 @@ template <class T>
 void apply_decay(const Problem<T>& x, int64_t n, int64_t head, MatrixMap<T> S) {
   const int64_t row = n * x.HV + head;
   if (x.decay == Decay::head) S *= std::exp(x.log_decay[row]);
-  if (x.decay == Decay::channel) S.array().colwise() *= array(x.log_decay + row * x.K, x.K).exp();
+  if (x.decay != Decay::channel) return;
+  Eigen::Array<T, Eigen::Dynamic, 1> a = array(x.log_decay + row * x.K, x.K);
+  exponentiate(a.data(), x.K);
+  S.array().colwise() *= a;
 }
 
 template <class T>

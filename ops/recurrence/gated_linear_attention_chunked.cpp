@@ -1,4 +1,5 @@
 // Forward of the chunked form, and what both directions share.
+#include "ops/recurrence/decay.h"
 #include "ops/recurrence/gated_linear_attention_tile.h"
 
 namespace braid::gla {
@@ -27,7 +28,7 @@ void decays_per_head(Tile<T>& tile, const Sizes& op, const T* log_decay, int64_t
 template <class T>
 void decays_per_channel(Tile<T>& tile, const Sizes& op, const T* log_decay, int64_t t, int64_t h, int64_t count) {
   tiles::load_tile(tile.a, log_decay + (t * op.H + h) * op.K, op.H * op.K, count, op.K);
-  tile.a = tile.a.array().exp();
+  exponentiate(tile.a.data(), tile.a.size());
   tile.p.row(0) = tile.a.row(0);
   for (int64_t i = 1; i < kTile; ++i) tile.p.row(i) = tile.p.row(i - 1).cwiseProduct(tile.a.row(i));
   tile.r.row(kTile - 1).setOnes();

@@ -1,5 +1,5 @@
 // The definition: one token after the other.
-#include "ops/eigen.h"
+#include "ops/recurrence/decay.h"
 #include "ops/recurrence/gated_linear_attention_forms.h"
 
 namespace braid::gla {
@@ -19,7 +19,8 @@ void decay_of(const Sizes& op, const T* log_decay, int64_t t, int64_t h, Eigen::
       a.setConstant(std::exp(log_decay[t * op.H + h]));
       break;
     case Decay::channel:
-      a = array(log_decay + (t * op.H + h) * op.K, op.K).exp();
+      a = array(log_decay + (t * op.H + h) * op.K, op.K);
+      exponentiate(a.data(), op.K);
       break;
   }
 }

@@ -9,7 +9,7 @@ Tensor uniform(Context& ctx, Random& random, const Shape& shape, double low = -1
 /// f64 values, standard normal times `scale`.
 Tensor normal(Context& ctx, Random& random, const Shape& shape, double scale = 1);
 
-/// rms(a − b) / rms(b) over all elements (NaN anywhere gives infinity). 0 / 0 is 0, and where b is 0 throughout, less than 1e-36 counts as 0.
+/// rms(a − b) / rms(b) over all elements (0 / 0 is 0; NaN anywhere gives infinity).
 double relative_error(Context& ctx, const Tensor& a, const Tensor& b);
 /// True when shapes, dtypes and every bit are the same.
 bool same_bits(Context& ctx, const Tensor& a, const Tensor& b);
