@@ -80,10 +80,16 @@ int64_t State::bytes() const {
 }
 
 State State::clone(Context& ctx) const {
-  State copy(*this);  // recurrent states and tails are replaced, never written in place: the handles may be shared
-  for (LayerState& layer : copy.layers)
+  State copy(*this);
+  const auto own = [&](Tensor& tensor) {
+    if (tensor) tensor = copied(ctx, tensor);
+  };
+  for (LayerState& layer : copy.layers) {
+    own(layer.recurrent);
+    for (Tensor& tail : layer.conv) own(tail);
     for (KvCache& cache : layer.kv) cache = cache.clone(ctx);
-  if (copy.device_positions) copy.device_positions = copied(ctx, copy.device_positions);
+  }
+  own(copy.device_positions);
   return copy;
 }
 

@@ -5,7 +5,6 @@
 #ifdef BRAID_WITH_CUDA
 #include "core/transfers.h"
 #include "cuda/runtime/runtime.h"
-#include "ops/branches.h"
 #include "ops/decode_attention.h"
 #endif
 
@@ -51,7 +50,7 @@ struct Decoder::Recorded {
 
 namespace {
 
-/// The state's tensors of one layer that a step replaces.
+/// The state's tensors of one layer that a step replaces, where it does not write them in place.
 std::vector<Tensor*> replaced(LayerState& layer) {
   std::vector<Tensor*> result = {&layer.recurrent};
   for (Tensor& tail : layer.conv) result.push_back(&tail);
@@ -82,14 +81,10 @@ void Decoder::record() {
   recorded->graph.record(ctx_, [&] {
     State after = state_.shared();
     recorded->logits = step(recorded->token, after);
-    Branches copies(ctx_);
     for (size_t i = 0; i < state_.layers.size(); ++i) {
       const std::vector<Tensor*> to = replaced(state_.layers[i]), from = replaced(after.layers[i]);
-      for (size_t j = 0; j < to.size(); ++j) {
-        if (!to[j]->defined()) continue;
-        copy_into(ctx_, *to[j], *from[j]);
-        copies.next();
-      }
+      for (size_t j = 0; j < to.size(); ++j)
+        if (to[j]->defined() && to[j]->raw() != from[j]->raw()) copy_into(ctx_, *to[j], *from[j]);
     }
     advance_positions_cuda(ctx_, state_.device_positions, 1);
   });

@@ -19,4 +19,10 @@ __device__ inline void let_next_begin() {
 #endif
 }
 
+/// The first line of a kernel that reads nothing beforehand.
+__device__ inline void begin_overlapping() {
+  let_next_begin();
+  wait_for_earlier_kernels();
+}
+
 }  // namespace braid::device

@@ -36,12 +36,7 @@ void* Arena::allocate(size_t bytes) {
   return pointer;
 }
 
-void Arena::release(void* pointer, size_t bytes) { (held_ ? waiting_ : free_).emplace(rounded(bytes), pointer); }
-
-void Arena::hold(bool held) {
-  held_ = held;
-  if (!held) free_.merge(waiting_);
-}
+void Arena::release(void* pointer, size_t bytes) { free_.emplace(rounded(bytes), pointer); }
 
 bool Arena::owns(const void* pointer) const {
   const auto* at = static_cast<const std::byte*>(pointer);

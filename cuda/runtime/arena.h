@@ -17,8 +17,6 @@ class Arena {
 
   void* allocate(size_t bytes);
   void release(void* pointer, size_t bytes);
-  /// While held, what is given back waits until it is not: branches of a graph run side by side.
-  void hold(bool held);
   bool owns(const void* pointer) const;
   size_t size_bytes() const;
 
@@ -29,8 +27,6 @@ class Arena {
   };
   std::vector<Chunk> chunks_;
   std::multimap<size_t, void*> free_;  // by rounded size
-  std::multimap<size_t, void*> waiting_;
-  bool held_ = false;
 };
 
 }  // namespace braid::cuda

@@ -131,11 +131,6 @@ void CudaBackend::end_arena() {
   recording_stream_ = nullptr;
 }
 
-void CudaBackend::hold_arena(bool held) {
-  std::lock_guard lock(mutex_);
-  if (recording_) recording_->hold(held);
-}
-
 int64_t CudaBackend::free_bytes(int index) {
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");

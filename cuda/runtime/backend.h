@@ -35,8 +35,6 @@ class CudaBackend final : public DeviceBackend, public DeviceTransfers {
   /// Until end_arena, tensors made on this stream live in `arena`, which is kept as long as one of them.
   void begin_arena(Stream stream, std::shared_ptr<Arena> arena);
   void end_arena();
-  /// While held, memory given back to the arena is not handed out again.
-  void hold_arena(bool held);
 
  private:
   struct Use {

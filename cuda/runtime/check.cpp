@@ -3,6 +3,8 @@
 #include <map>
 #include <mutex>
 
+#include "cuda/runtime/runtime.h"
+
 namespace braid::cuda {
 
 void check(cudaError_t status, std::string_view what, std::source_location where) {
@@ -24,6 +26,8 @@ bool is_recorded(Stream stream) {
   check(cudaStreamIsCapturing(native(stream), &status), "cudaStreamIsCapturing");
   return status == cudaStreamCaptureStatusActive;
 }
+
+bool may_overlap(Stream stream) { return is_recorded(stream) && facts(stream.device().index).compute_capability >= 90; }
 
 void check_launch(cudaError_t status, std::string_view kernel_name, const LaunchConfig& config) {
   if (status == cudaSuccess) return;

@@ -18,8 +18,11 @@ cudaStream_t native(Stream stream);
 /// Whether a graph is being recorded on the stream.
 bool is_recorded(Stream stream);
 
+/// Whether a kernel on the stream may begin before the one it follows has ended: where a graph is recorded, on a GPU of compute capability 9.0.
+bool may_overlap(Stream stream);
+
 /// Grid, block and dynamic shared memory of one launch; `cluster` > 1 launches clusters of that many blocks along x. A kernel that `overlaps`
-/// may begin before the one it follows has ended (cuda/device/overlap.h; a GPU of compute capability 9.0).
+/// waits for earlier ones by itself (cuda/device/overlap.h), and is launched early where that may be.
 struct LaunchConfig {
   dim3 grid;
   dim3 block;
@@ -49,7 +52,7 @@ void launch(Stream stream, std::string_view name, void (*kernel)(Params), const 
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
   }
-  if (config.overlaps) {
+  if (config.overlaps && may_overlap(stream)) {
     cudaLaunchAttribute& attribute = attributes[native_config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

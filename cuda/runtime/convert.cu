@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/runtime/check.h"
 #include "cuda/runtime/convert.h"
@@ -29,6 +30,7 @@ __device__ void put(void* to, int64_t i, From from, bool add) {
 
 template <class From>
 __global__ void convert_kernel(ConvertParams p) {
+  device::begin_overlapping();
   const From* from = static_cast<const From*>(p.from);
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.count; i += step) {
@@ -51,7 +53,7 @@ void with_floating(DType dtype, Body&& body) {
 void launch_convert(void* to, DType to_dtype, const void* from, DType from_dtype, int64_t count, bool add, Stream stream) {
   if (count == 0) return;
   const int64_t blocks = (count + 255) / 256;
-  const LaunchConfig config{.grid = static_cast<unsigned>(blocks < 8192 ? blocks : 8192), .block = 256};
+  const LaunchConfig config{.grid = static_cast<unsigned>(blocks < 8192 ? blocks : 8192), .block = 256, .overlaps = true};
   with_floating(to_dtype, [](auto) {});  // an Error for other types
   with_floating(from_dtype, [&](auto from_type) {
     launch(stream, "convert", &convert_kernel<decltype(from_type)>, config, ConvertParams{to, to_dtype, from, count, add});

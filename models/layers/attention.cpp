@@ -37,9 +37,9 @@ AttentionMixer::AttentionMixer(const ModelConfig& config, const AttentionConfig&
 
 Tensor AttentionMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0), H = config_.num_heads, HK = config_.num_kv_heads;
-  Tensor q = q_proj_(ctx, in.x).view({N, H, head_dim_});
-  Tensor k = k_proj_(ctx, in.x).view({N, HK, head_dim_});
-  const Tensor v = v_proj_(ctx, in.x).view({N, HK, head_dim_});
+  const auto [to_q, to_k, to_v] = project_each(ctx, in, {q_proj_.map(ctx), k_proj_.map(ctx), v_proj_.map(ctx)});
+  Tensor q = to_q.view({N, H, head_dim_}), k = to_k.view({N, HK, head_dim_});
+  const Tensor v = to_v.view({N, HK, head_dim_});
   if (q_norm_) {
     q = (*q_norm_)(ctx, q);
     k = (*k_norm_)(ctx, k);

@@ -1,7 +1,6 @@
 #include "models/layers/delta_net.h"
 
 #include "models/layers/recur.h"
-#include "ops/branches.h"
 #include "ops/elementwise.h"
 #include "ops/recurrence/gated_delta_rule.h"
 
@@ -14,9 +13,8 @@ ProjectionActivation activation_of(const ModelConfig& config) {
 
 }  // namespace
 
-Tensor writing_strength(Context& ctx, const Tensor& b, bool allow_neg_eigval) {
-  const Tensor beta = apply<Sigmoid>(ctx, {b}).y;
-  return allow_neg_eigval ? apply<Scale>(ctx, {beta}, Scale(2)).y : beta;
+Tensor writing_strength(Context& ctx, const Tensor& sigmoid_of_b, bool allow_neg_eigval) {
+  return allow_neg_eigval ? apply<Scale>(ctx, {sigmoid_of_b}, Scale(2)).y : sigmoid_of_b;
 }
 
 DeltaNetMixer::DeltaNetMixer(const ModelConfig& config, const std::string& name)
@@ -43,24 +41,20 @@ DeltaNetMixer::DeltaNetMixer(const ModelConfig& config, const std::string& name)
 Tensor DeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0);
   const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_heads_, head_v_dim_};
-  Tensor q, k, v, beta;
-  {
-    Branches parts(ctx, is_one_token(in.x));
-    q = q_(ctx, in, 0).view(keys);
-    parts.next();
-    k = k_(ctx, in, 1).view(keys);
-    parts.next();
-    v = v_(ctx, in, 2).view(values);
-  }
+  const auto [q, k, v, b, gate] = project_each(ctx, in,
+                                               {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2),
+                                                b_ ? b_->map(ctx, MapActivation::sigmoid) : ProjectionMap{}, output_.gate_early(ctx, in.x)});
+  Tensor beta;
   if (b_) {
-    beta = writing_strength(ctx, (*b_)(ctx, in.x), allow_neg_eigval_);
+    beta = writing_strength(ctx, b, allow_neg_eigval_);
   } else {
     // 2 · sigmoid(0) is 1 to the bit, made on the device where the values are needed.
     const Tensor zeros = Tensor::zeros(ctx, {N, num_heads_}, accumulator(q.dtype()));
-    beta = apply<Scale>(ctx, {writing_strength(ctx, zeros, allow_neg_eigval_)}, Scale(2)).y;
+    beta = apply<Scale>(ctx, {writing_strength(ctx, apply<Sigmoid>(ctx, {zeros}).y, allow_neg_eigval_)}, Scale(2)).y;
   }
-  const Tensor o = recur<GatedDeltaRule>(ctx, in, {q, k, v, beta, {}, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
-  return output_(ctx, o, in.x);
+  const Tensor o =
+      recur<GatedDeltaRule>(ctx, in, {q.view(keys), k.view(keys), v.view(values), beta, {}, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+  return output_(ctx, o, in.x, gate);
 }
 
 MixerCost DeltaNetMixer::cost() const {

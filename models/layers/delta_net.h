@@ -23,7 +23,7 @@ class DeltaNetMixer final : public Mixer {
   MixerOutput output_;
 };
 
-/// sigmoid(b), or twice that, so that the transition's eigenvalues reach down to −1.
-Tensor writing_strength(Context& ctx, const Tensor& b, bool allow_neg_eigval);
+/// beta: sigmoid(b), or twice that, so that the transition's eigenvalues reach down to −1.
+Tensor writing_strength(Context& ctx, const Tensor& sigmoid_of_b, bool allow_neg_eigval);
 
 }  // namespace braid

@@ -2,7 +2,6 @@
 
 #include "models/layers/delta_net.h"
 #include "models/layers/recur.h"
-#include "ops/branches.h"
 #include "ops/gates.h"
 #include "ops/recurrence/gated_delta_rule.h"
 
@@ -38,22 +37,13 @@ GatedDeltaNetMixer::GatedDeltaNetMixer(const ModelConfig& config, const std::str
 Tensor GatedDeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0);
   const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_v_heads_, head_v_dim_};
-  Tensor q, k, v, beta, log_decay, gate;
-  {
-    Branches parts(ctx, is_one_token(in.x));
-    q = q_(ctx, in, 0).view(keys);
-    parts.next();
-    k = k_(ctx, in, 1).view(keys);
-    parts.next();
-    v = v_(ctx, in, 2).view(values);
-    parts.next();
-    beta = writing_strength(ctx, b_(ctx, in.x), allow_neg_eigval_);
-    parts.next();
-    log_decay = apply<GdnGate>(ctx, {a_(ctx, in.x), A_log_.use(ctx), dt_bias_.use(ctx)}).log_decay;
-    parts.next();
-    if (is_one_token(in.x)) gate = output_.gate(ctx, in.x);  // kept for backward from here on otherwise
-  }
-  const Tensor o = recur<GatedDeltaRule>(ctx, in, {q, k, v, beta, log_decay, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+  const auto [q, k, v, b, a, gate] = project_each(
+      ctx, in,
+      {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2), b_.map(ctx, MapActivation::sigmoid), a_.map(ctx), output_.gate_early(ctx, in.x)});
+  const Tensor beta = writing_strength(ctx, b, allow_neg_eigval_);
+  const Tensor log_decay = apply<GdnGate>(ctx, {a, A_log_.use(ctx), dt_bias_.use(ctx)}).log_decay;
+  const Tensor o = recur<GatedDeltaRule>(ctx, in, {q.view(keys), k.view(keys), v.view(values), beta, log_decay, {}},
+                                         {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
   return output_(ctx, o, in.x, gate);
 }
 

@@ -31,18 +31,18 @@ GlaMixer::GlaMixer(const ModelConfig& config, const std::string& name)
 
 Tensor GlaMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0), groups = num_heads_ / num_kv_heads_;
-  const Tensor q = q_(ctx, in, 0).view({N, num_heads_, head_k_dim_});
-  Tensor k = k_(ctx, in, 1).view({N, num_kv_heads_, head_k_dim_});
-  Tensor v = v_(ctx, in, 2).view({N, num_kv_heads_, head_v_dim_});
-  const Tensor gate = gate_up_(ctx, gate_down_(ctx, in.x));
-  Tensor log_decay = apply<GlaGate>(ctx, {gate}, {normalizer_, clamp_min_}).log_decay.view({N, num_kv_heads_, head_k_dim_});
+  const auto [to_q, to_k, to_v, narrow, gate] =
+      project_each(ctx, in, {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2), gate_down_.map(ctx), output_.gate_early(ctx, in.x)});
+  const Tensor q = to_q.view({N, num_heads_, head_k_dim_});
+  Tensor k = to_k.view({N, num_kv_heads_, head_k_dim_}), v = to_v.view({N, num_kv_heads_, head_v_dim_});
+  Tensor log_decay = apply<GlaGate>(ctx, {gate_up_(ctx, narrow)}, {normalizer_, clamp_min_}).log_decay.view({N, num_kv_heads_, head_k_dim_});
   if (groups > 1) {
     k = apply<RepeatHeads>(ctx, {k}, {groups}).y;
     v = apply<RepeatHeads>(ctx, {v}, {groups}).y;
     log_decay = apply<RepeatHeads>(ctx, {log_decay}, {groups}).y;
   }
   const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
-  return output_(ctx, o, in.x);
+  return output_(ctx, o, in.x, gate);
 }
 
 MixerCost GlaMixer::cost() const {

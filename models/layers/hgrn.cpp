@@ -25,11 +25,11 @@ HgrnMixer::HgrnMixer(const ModelConfig& config, int64_t layer_idx, const std::st
 }
 
 Tensor HgrnMixer::forward(Context& ctx, const MixerInput& in) const {
-  const Tensor i = i_(ctx, in, 0);
-  const auto gate = apply<HgrnGate>(ctx, {f_(ctx, in, 1), lower_bound_of(ctx, lower_bounds_, layer_idx_)});
+  const auto [i, f, output_gate] = project_each(ctx, in, {i_.map(ctx, in, 0), f_.map(ctx, in, 1), output_.gate_early(ctx, in.x)});
+  const auto gate = apply<HgrnGate>(ctx, {f, lower_bound_of(ctx, lower_bounds_, layer_idx_)});
   const Tensor x = apply<SwiGlu>(ctx, {i, gate.input_gate}).y;
   const Tensor h = recur<LinearRecurrence>(ctx, in, {x, gate.log_decay, {}}, {.seqs = in.seqs});
-  return output_(ctx, h, in.x);
+  return output_(ctx, h, in.x, output_gate);
 }
 
 MixerCost HgrnMixer::cost() const {

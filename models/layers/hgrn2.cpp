@@ -27,12 +27,12 @@ Hgrn2Mixer::Hgrn2Mixer(const ModelConfig& config, int64_t layer_idx, const std::
 
 Tensor Hgrn2Mixer::forward(Context& ctx, const MixerInput& in) const {
   const Shape keys = {in.x.size(0), num_heads_, head_k_dim_}, values = {in.x.size(0), num_heads_, head_v_dim_};
-  const Tensor q = apply<Silu>(ctx, {q_(ctx, in, 0)}).y;
-  const auto gate = apply<HgrnGate>(ctx, {f_(ctx, in, 1), lower_bound_of(ctx, lower_bounds_, layer_idx_)});
-  const Tensor v = i_(ctx, in, 2);
+  const auto [to_q, f, v] = project_each(ctx, in, {q_.map(ctx, in, 0), f_.map(ctx, in, 1), i_.map(ctx, in, 2)});
+  const Tensor q = apply<Silu>(ctx, {to_q}).y;
+  const auto gate = apply<HgrnGate>(ctx, {f, lower_bound_of(ctx, lower_bounds_, layer_idx_)});
   const Tensor o = recur<GatedLinearAttention>(ctx, in, {q.view(keys), gate.input_gate.view(keys), v.view(values), gate.log_decay.view(keys), {}},
                                                {.seqs = in.seqs, .scale = {}});
-  return output_(ctx, o, in.x);
+  return output_(ctx, o, in.x, {});
 }
 
 MixerCost Hgrn2Mixer::cost() const {

@@ -1,6 +1,7 @@
 // A linear map with its weight.
 #pragma once
 #include "models/module.h"
+#include "ops/projections.h"
 
 namespace braid {
 
@@ -10,6 +11,11 @@ class LinearLayer final : public Module {
   LinearLayer(const std::string& name, int64_t in, int64_t out, bool has_bias = false);
   /// x [..., in] → [..., out].
   Tensor operator()(Context& ctx, const Tensor& x) const;
+
+  /// The same as a part of project_each.
+  ProjectionMap map(Context& ctx, MapActivation activation = MapActivation::none) const {
+    return {.weight = weight.use(ctx), .bias = has_bias_ ? bias.use(ctx) : Tensor{}, .activation = activation};
+  }
 
   Parameter weight, bias;
 

@@ -1,10 +1,13 @@
 // What every token mixer offers to a block.
 #pragma once
+#include <algorithm>
+#include <array>
 #include <memory>
 
 #include "models/config.h"
 #include "models/module.h"
 #include "models/state.h"
+#include "ops/projections.h"
 
 namespace braid {
 
@@ -17,8 +20,13 @@ struct MixerInput {
   Tensor device_positions = {};                     // the same, i64 [S] on a GPU, when decoding is recorded as a graph; `positions` stand still then
 };
 
-/// One token in bf16: its projections may be parts of Branches (ops/branches.h).
-inline bool is_one_token(const Tensor& x) { return x.size(0) == 1 && x.dtype() == DType::bf16; }
+/// What the maps make of the mixer's x.
+template <size_t count>
+std::array<Tensor, count> project_each(Context& ctx, const MixerInput& in, const ProjectionMap (&maps)[count]) {
+  std::array<Tensor, count> ys;
+  std::ranges::move(project_each(ctx, in.x, in.seqs, maps), ys.begin());
+  return ys;
+}
 
 /// Per token and layer, in elements and floating-point operations of the forward pass.
 struct MixerCost {

@@ -18,7 +18,7 @@ Tensor MixerOutput::operator()(Context& ctx, const Tensor& o, const Tensor& x, c
   const Shape heads = {N, options_.num_heads, options_.head_dim};
   Tensor y;
   if (gate_) {
-    const Tensor by = gate_of_x ? gate_of_x : gate(ctx, x);
+    const Tensor by = gate_of_x ? gate_of_x : (*gate_)(ctx, x);
     y = apply<GatedRmsNorm>(ctx, {o.view(heads), by.view(heads), norm_.weight.use(ctx)}, {options_.eps, GateActivation::swish}).y;
   } else y = norm_(ctx, o.view(heads));
   return out_(ctx, y.view({N, options_.num_heads * options_.head_dim}));

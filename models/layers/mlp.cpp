@@ -1,9 +1,5 @@
 #include "models/layers/mlp.h"
 
-#include "models/layers/mixer.h"
-#include "ops/branches.h"
-#include "ops/swiglu.h"
-
 namespace braid {
 
 Mlp::Mlp(const std::string& name, int64_t hidden_size, int64_t width)
@@ -13,15 +9,6 @@ Mlp::Mlp(const std::string& name, int64_t hidden_size, int64_t width)
   adopt(down_);
 }
 
-Tensor Mlp::operator()(Context& ctx, const Tensor& x) const {
-  Tensor gate, up;
-  {
-    Branches parts(ctx, is_one_token(x));
-    gate = gate_(ctx, x);
-    parts.next();
-    up = up_(ctx, x);
-  }
-  return down_(ctx, apply<SwiGlu>(ctx, {gate, up}).y);
-}
+Tensor Mlp::operator()(Context& ctx, const Tensor& x) const { return down_(ctx, project_swiglu(ctx, x, gate_.weight.use(ctx), up_.weight.use(ctx))); }
 
 }  // namespace braid

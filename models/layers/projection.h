@@ -4,7 +4,6 @@
 
 #include "models/layers/linear.h"
 #include "models/layers/mixer.h"
-#include "ops/short_conv.h"
 
 namespace braid {
 
@@ -15,8 +14,8 @@ enum class ProjectionActivation : uint8_t { never, with_conv, always };
 class Projection final : public Module {
  public:
   Projection(const ModelConfig& config, const std::string& name, const std::string& letter, int64_t out, ProjectionActivation activation);
-  /// [N, out]. With a state, `conv_idx` is this projection's place among the mixer's convolutions.
-  Tensor operator()(Context& ctx, const MixerInput& in, int conv_idx) const;
+  /// For project_each: x [N, in] → [N, out]. With a state, `conv_idx` is this projection's place among the mixer's convolutions.
+  ProjectionMap map(Context& ctx, const MixerInput& in, int conv_idx) const;
   /// Of the convolution: elements that a sequence keeps, and floating-point operations per token.
   int64_t tail_elements() const { return width_ > 0 ? out_ * (width_ - 1) : 0; }
   double conv_flops() const { return 2.0 * static_cast<double>(out_ * width_); }

@@ -57,16 +57,18 @@ Tensor RetNetMixer::forward(Context& ctx, const MixerInput& in) const {
   Rotary::Attrs positions{in.seqs, kTheta, {}};
   if (in.device_positions) positions.device_offsets = in.device_positions;
   else if (in.positions) positions.offsets = *in.positions;
-  const Tensor q = apply<Rotary>(ctx, {q_(ctx, in, 0).view({N, num_heads_, head_k_dim_})}, positions).y;
-  Tensor k = apply<Rotary>(ctx, {k_(ctx, in, 1).view({N, num_kv_heads_, head_k_dim_})}, positions).y;
-  Tensor v = v_(ctx, in, 2).view({N, num_kv_heads_, head_v_dim_});
+  const auto [to_q, to_k, to_v, gate] =
+      project_each(ctx, in, {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2), output_.gate_early(ctx, in.x)});
+  const Tensor q = apply<Rotary>(ctx, {to_q.view({N, num_heads_, head_k_dim_})}, positions).y;
+  Tensor k = apply<Rotary>(ctx, {to_k.view({N, num_kv_heads_, head_k_dim_})}, positions).y;
+  Tensor v = to_v.view({N, num_kv_heads_, head_v_dim_});
   if (groups > 1) {
     k = apply<RepeatHeads>(ctx, {k}, {groups}).y;
     v = apply<RepeatHeads>(ctx, {v}, {groups}).y;
   }
   const Tensor log_decay = log_decay_for(ctx, accumulator(q.dtype()));
   const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
-  return output_(ctx, o, in.x);
+  return output_(ctx, o, in.x, gate);
 }
 
 MixerCost RetNetMixer::cost() const {

@@ -84,7 +84,7 @@ GatedDeltaRule::Outputs GatedDeltaRule::allocate(Context& ctx, const Inputs& in,
   attrs.seqs.require_tokens(name, "q", N);
   const int64_t S = attrs.seqs.count();
   if (in.initial_state.defined()) check_tensor(name, "initial_state", in.initial_state, {{"S", S}, {"HV", HV}, {"K", K}, {"V", V}}, wide);
-  return {Tensor::empty(ctx, in.v.shape(), dtype), Tensor::empty(ctx, {S, HV, K, V}, wide)};
+  return {Tensor::empty(ctx, in.v.shape(), dtype), final_state_for(ctx, attrs, in.initial_state, {S, HV, K, V}, wide)};
 }
 
 GatedDeltaRule::Saved GatedDeltaRule::forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {

@@ -58,6 +58,7 @@ struct GatedDeltaRule {
     std::optional<double> scale;  // K^-1/2 when absent
     bool qk_l2norm = false;
     Form form = Form::automatic;  // chunked where the longest sequence has more than 16 tokens
+    bool in_place = false;        // one token a sequence, no gradient, a GPU: the final state is written over the initial one
   };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);

@@ -58,7 +58,7 @@ GatedLinearAttention::Outputs GatedLinearAttention::allocate(Context& ctx, const
   if (in.initial_state) check_tensor(name, "initial_state", in.initial_state, {{"S", S}, {"H", H}, {"K", K}, {"V", V}}, acc);
   attrs.seqs.require_tokens(name, "q", N);
   BRAID_CHECK(std::isfinite(attrs.scale.value_or(1)), name, ": scale must be finite, got ", *attrs.scale);
-  return {Tensor::empty(ctx, {N, H, V}, dtype), Tensor::empty(ctx, {S, H, K, V}, acc)};
+  return {Tensor::empty(ctx, {N, H, V}, dtype), final_state_for(ctx, attrs, in.initial_state, {S, H, K, V}, acc)};
 }
 
 GatedLinearAttention::Saved GatedLinearAttention::forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {

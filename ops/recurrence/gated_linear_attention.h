@@ -52,6 +52,7 @@ struct GatedLinearAttention {
     Sequences seqs;               // must end at N
     std::optional<double> scale;  // absent: K^-1/2
     Form form = Form::automatic;
+    bool in_place = false;  // one token a sequence, no gradient, a GPU: the final state is written over the initial one
   };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);

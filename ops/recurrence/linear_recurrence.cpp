@@ -98,7 +98,7 @@ LinearRecurrence::Outputs LinearRecurrence::allocate(Context& ctx, const Inputs&
   attrs.seqs.require_tokens(name, "x", N);
   const int64_t S = attrs.seqs.count();
   if (in.initial_state) check_tensor(name, "initial_state", in.initial_state, {{"S", S}, {"D", D}}, acc);
-  return {Tensor::empty(ctx, {N, D}, in.x.dtype()), Tensor::empty(ctx, {S, D}, acc)};
+  return {Tensor::empty(ctx, {N, D}, in.x.dtype()), final_state_for(ctx, attrs, in.initial_state, {S, D}, acc)};
 }
 
 LinearRecurrence::Saved LinearRecurrence::forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {

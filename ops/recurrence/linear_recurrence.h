@@ -38,6 +38,7 @@ struct LinearRecurrence {
   struct Attrs {
     Sequences seqs;  // must end at N
     Form form = Form::automatic;
+    bool in_place = false;  // one token a sequence, no gradient, a GPU: the final state is written over the initial one
   };
   static Outputs allocate(Context& ctx, const Inputs& in, const Attrs& attrs);
   static Saved forward_cpu(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/attention/fast.h"
 #include "cuda/kernels/attention/softmax.h"
 #include "cuda/runtime/check.h"
@@ -108,6 +109,7 @@ __device__ float weight_of(float2 part, float highest) { return part.y == 0 ? 0 
 // keys; its warps take the split's tiles in turns and their sums are joined at the end, in their order.
 template <class P>
 __global__ void __launch_bounds__(kThreads) decode_kernel(Params params) {
+  device::begin_overlapping();
   extern __shared__ __align__(128) uint8_t shared[];
   constexpr int D = P::kDim;
   const Problem& p = params.problem;
@@ -163,6 +165,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Params params) {
 
 // A block joins the splits of one query and head, in their order.
 __global__ void __launch_bounds__(256) join_kernel(Params params) {
+  device::begin_overlapping();
   const Problem& p = params.problem;
   const int64_t row = blockIdx.x, rows = p.Nq * p.H;
   const auto part = [&](int split) { return params.sum[split * rows + row]; };
@@ -188,9 +191,10 @@ void launch_decode(Context& ctx, const Problem& problem, int64_t max_keys) {
     sum = Tensor::empty(ctx, {params.splits, problem.Nq, problem.H, 2}, DType::f32);
     params.o = o.data<float>(), params.sum = reinterpret_cast<float2*>(sum.raw());
   }
-  const cuda::LaunchConfig config = {.grid = static_cast<unsigned>(blocks * params.splits), .block = kThreads, .shared_bytes = P::kSharedBytes};
+  const cuda::LaunchConfig config = {
+      .grid = static_cast<unsigned>(blocks * params.splits), .block = kThreads, .shared_bytes = P::kSharedBytes, .overlaps = true};
   cuda::launch(ctx.stream(), "attention_decode", &decode_kernel<P>, config, params);
-  const cuda::LaunchConfig join = {.grid = static_cast<unsigned>(problem.Nq * problem.H), .block = static_cast<unsigned>(D)};
+  const cuda::LaunchConfig join = {.grid = static_cast<unsigned>(problem.Nq * problem.H), .block = static_cast<unsigned>(D), .overlaps = true};
   if (params.splits > 1) cuda::launch(ctx.stream(), "attention_decode_join", &join_kernel, join, params);
 }
 

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/attention/fast.h"
 #include "cuda/kernels/operands.h"
@@ -20,6 +21,7 @@ struct AppendParams {
 };
 
 __global__ void append_kernel(AppendParams p) {
+  device::begin_overlapping();
   const int64_t position = *p.position, to = position % p.capacity * p.row;
   for (int64_t i = threadIdx.x; i < p.row; i += blockDim.x) p.ring_k[to + i] = p.k[i], p.ring_v[to + i] = p.v[i];
   if (threadIdx.x == 0) p.bounds[0] = 0, p.bounds[1] = 1, p.bounds[2] = 0, p.bounds[3] = min(position + 1, p.capacity);
@@ -51,6 +53,7 @@ struct Weighted {
 // A block has one head and one of kSplits parts of its keys; a warp takes every kWarps-th key of the part.
 template <class T>
 __global__ void __launch_bounds__(kThreads) attend_kernel(DecodeParams p) {
+  device::begin_overlapping();
   __shared__ float shared_sum[kWarps][kMaxD], shared_highest[kWarps], shared_total[kWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t head = blockIdx.x, split = blockIdx.y, kv_head = head / (p.H / p.HK);
@@ -99,6 +102,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(DecodeParams p) {
 
 template <class T>
 __global__ void __launch_bounds__(kMaxD) join_kernel(DecodeParams p) {
+  device::begin_overlapping();
   const int64_t head = blockIdx.x, d = threadIdx.x;
   const float* partial = p.partial + head * kSplits * (p.D + 2);
   float highest = -INFINITY, sum = 0, total = 0;
@@ -118,14 +122,14 @@ void append(Context& ctx, const Tensor& k, const Tensor& v, const Tensor& ring_k
   const auto words = [](const Tensor& tensor) { return reinterpret_cast<uint16_t*>(tensor.raw()); };
   const AppendParams params{words(k),       words(v),      words(ring_k), words(ring_v), position.data<int64_t>(), bounds.data<int64_t>(),
                             k.nbytes() / 2, ring_k.size(0)};
-  cuda::launch(ctx.stream(), "decode_attention_append", &append_kernel, {.grid = 1, .block = 512}, params);
+  cuda::launch(ctx.stream(), "decode_attention_append", &append_kernel, {.grid = 1, .block = 512, .overlaps = true}, params);
 }
 
 template <class T>
 void attend(Context& ctx, const DecodeParams& params) {
   const auto heads = static_cast<unsigned>(params.H);
-  cuda::launch(ctx.stream(), "decode_attention", &attend_kernel<T>, {.grid = dim3(heads, kSplits), .block = kThreads}, params);
-  cuda::launch(ctx.stream(), "decode_attention_join", &join_kernel<T>, {.grid = heads, .block = kMaxD}, params);
+  cuda::launch(ctx.stream(), "decode_attention", &attend_kernel<T>, {.grid = dim3(heads, kSplits), .block = kThreads, .overlaps = true}, params);
+  cuda::launch(ctx.stream(), "decode_attention_join", &join_kernel<T>, {.grid = heads, .block = kMaxD, .overlaps = true}, params);
 }
 
 struct AdvanceParams {
@@ -134,6 +138,7 @@ struct AdvanceParams {
 };
 
 __global__ void advance_kernel(AdvanceParams p) {
+  device::begin_overlapping();
   for (int64_t i = threadIdx.x; i < p.count; i += blockDim.x) p.position[i] += p.by;
 }
 
@@ -168,7 +173,7 @@ Tensor decode_attention_cuda(Context& ctx, const Tensor& q, const Tensor& k, con
 }
 
 void advance_positions_cuda(Context& ctx, const Tensor& position, int64_t count) {
-  cuda::launch(ctx.stream(), "advance_positions", &advance_kernel, {.grid = 1, .block = 32},
+  cuda::launch(ctx.stream(), "advance_positions", &advance_kernel, {.grid = 1, .block = 32, .overlaps = true},
                AdvanceParams{position.data<int64_t>(), position.numel(), count});
 }
 

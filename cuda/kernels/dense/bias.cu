@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/dense/bias.h"
 #include "cuda/kernels/norms/column_sums.h"
@@ -17,6 +18,7 @@ struct BiasParams {
 
 template <class T, class B>
 __global__ void bias_kernel(BiasParams p) {
+  device::begin_overlapping();
   T* y = static_cast<T*>(p.y);
   const B* bias = static_cast<const B*>(p.bias);
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
@@ -46,7 +48,7 @@ void add_bias(Context& ctx, const Tensor& y, const Tensor& bias) {
   require_kernel_dtype("linear", y.dtype());
   const BiasParams params{y.raw(), bias.raw(), y.numel(), y.size(-1)};
   const int64_t blocks = (params.count + 255) / 256;
-  const LaunchConfig config{.grid = static_cast<unsigned>(blocks < 4224 ? blocks : 4224), .block = 256};
+  const LaunchConfig config{.grid = static_cast<unsigned>(blocks < 4224 ? blocks : 4224), .block = 256, .overlaps = true};
   if (y.dtype() == DType::f32) launch(ctx.stream(), "add_bias", &bias_kernel<float, float>, config, params);
   else if (bias.dtype() == DType::f32) launch(ctx.stream(), "add_bias", &bias_kernel<device::bf16, float>, config, params);
   else launch(ctx.stream(), "add_bias", &bias_kernel<device::bf16, device::bf16>, config, params);

@@ -11,7 +11,8 @@ namespace braid {
 
 Linear::Saved Linear::forward_cuda(Context& ctx, const Inputs& in, const Attrs&, Outputs& out) {
   const cuda::Product product{.transpose_b = true, .m = cuda::num_rows(in.x), .n = in.weight.size(0), .k = in.weight.size(1)};
-  if (product.m == 1 && cuda::takes_vector(in.weight, in.x, out.y)) cuda::multiply_vector(ctx, in.weight, in.x, out.y);
+  const cuda::VectorProduct single{.weight = in.weight, .y = out.y};
+  if (product.m == 1 && cuda::takes_vector(in.weight, in.x, out.y)) cuda::multiply_vector(ctx, in.x, {&single, 1});
   else cuda::multiply(ctx, product, in.x, in.weight, out.y);
   if (in.bias) cuda::add_bias(ctx, out.y, in.bias);
   return {in.x, in.weight};

@@ -61,7 +61,7 @@ __device__ inline void map_at(const MapParams<Function>& p, int64_t at) {
 template <class T, class Function>
 __global__ void map_kernel(MapParams<Function> p) {
   constexpr int kSize = device::kPackSize<T>;
-  device::let_next_begin();
+  device::begin_overlapping();
   const int64_t step = int64_t{gridDim.x} * blockDim.x, thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   for (int64_t pack = thread; pack < p.packs; pack += step) map_at<T, kSize>(p, pack * kSize);
   for (int64_t at = p.packs * kSize + thread; at < p.count; at += step) map_at<T, 1>(p, at);
@@ -75,7 +75,11 @@ void map(Context& ctx, std::string_view name, DType dtype, MapParams<Function> p
   for (const void* pointer : params.in) aligned &= cuda::aligned16(pointer);
   for (const void* pointer : params.out) aligned &= cuda::aligned16(pointer);
   params.packs = aligned ? params.count / pack_size : 0;
-  const cuda::LaunchConfig config{.grid = static_cast<unsigned>(params.count == 0 ? 0 : blocks < 2112 ? blocks : 2112), .block = 256};
+  const cuda::LaunchConfig config{.grid = static_cast<unsigned>(params.count == 0 ? 0
+                                                                : blocks < 2112   ? blocks
+                                                                                  : 2112),
+                                  .block = 256,
+                                  .overlaps = true};
   if (dtype == DType::bf16) cuda::launch(ctx.stream(), name, &map_kernel<device::bf16, Function>, config, params);
   else cuda::launch(ctx.stream(), name, &map_kernel<float, Function>, config, params);
 }

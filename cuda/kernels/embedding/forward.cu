@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/embedding/rows.h"
 #include "cuda/kernels/operands.h"
@@ -15,6 +16,7 @@ struct GatherParams {
 
 template <class T, int width>
 __global__ void __launch_bounds__(256) embedding_forward(GatherParams p) {
+  device::begin_overlapping();
   for (int64_t n = blockIdx.x; n < p.N; n += gridDim.x) {
     const int64_t token = p.tokens[n];
     const bool known = token >= 0 && token < p.V;  // the caller checks where tokens are on the host; NaN shows that it did not

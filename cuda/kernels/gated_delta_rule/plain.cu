@@ -3,9 +3,9 @@
 #include "cuda/device/reduce.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
-#include "cuda/kernels/gated_delta_rule/step.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/operands.h"
+#include "cuda/kernels/state_step/step.h"
 #include "cuda/runtime/check.h"
 #include "ops/recurrence/gated_delta_rule.h"
 
@@ -299,8 +299,9 @@ Tensor in_float(Context& ctx, const Tensor& x) { return !x.defined() || x.dtype(
 }  // namespace
 
 GatedDeltaRule::Saved GatedDeltaRule::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
-  if (delta_cuda::takes_step(ctx, in, attrs)) {
-    delta_cuda::step(ctx, in, attrs, out);
+  const double scale = attrs.scale.value_or(1 / std::sqrt(static_cast<double>(in.q.size(2))));
+  if (cuda::takes_step(ctx, in.q.size(2), attrs.seqs)) {
+    cuda::step(ctx, name, {in.q, in.k, in.v, in.beta, in.log_decay, in.initial_state, out.o, out.final_state, scale, attrs.qk_l2norm});
     return {};
   }
   if (delta_cuda::takes(ctx, in, attrs)) return delta_cuda::forward(ctx, in, attrs, out);

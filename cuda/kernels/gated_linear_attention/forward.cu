@@ -1,6 +1,7 @@
 // Forward: the chunks' own contributions in parallel, a scan over chunks, then the outputs of all chunks in parallel.
 #include "cuda/kernels/gated_linear_attention/cut.h"
 #include "cuda/kernels/operands.h"
+#include "cuda/kernels/state_step/step.h"
 #include "cuda/runtime/check.h"
 
 namespace braid {
@@ -104,6 +105,11 @@ Tensor forward(Context& ctx, const Problem& p, const GatedLinearAttention::Input
 
 GatedLinearAttention::Saved GatedLinearAttention::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
   cuda::require_kernel_dtype(name, in.q.dtype());
+  if (cuda::takes_step(ctx, in.q.size(2), attrs.seqs)) {
+    const double scale = attrs.scale.value_or(1 / std::sqrt(static_cast<double>(in.q.size(2))));
+    cuda::step(ctx, name, {in.q, in.k, in.v, {}, in.log_decay, in.initial_state, out.o, out.final_state, scale});
+    return {};
+  }
   const Problem p = problem_of(ctx, in.q, in.k, in.v, in.log_decay, attrs);
   if (takes_fast_path(p, in.q, attrs)) return forward_fast(ctx, p, in, attrs, out);
   const Tensor states = in.q.dtype() == DType::f32 ? forward<float>(ctx, p, in, out) : forward<device::bf16>(ctx, p, in, out);

@@ -21,7 +21,8 @@ struct ColumnPlan {
   int64_t num_partials() const { return strips * groups; }
   LaunchConfig config() const {
     const int64_t block_columns = int64_t{columns} * width;
-    return {.grid = dim3(static_cast<unsigned>(strips), static_cast<unsigned>((D + block_columns - 1) / block_columns)), .block = 256};
+    return {
+        .grid = dim3(static_cast<unsigned>(strips), static_cast<unsigned>((D + block_columns - 1) / block_columns)), .block = 256, .overlaps = true};
   }
 };
 

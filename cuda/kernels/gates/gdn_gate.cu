@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/gates/columns.h"
 #include "cuda/kernels/norms/column_sums.h"
@@ -31,6 +32,7 @@ struct Operands {
 // log_decay = −exp(A_log) softplus(a + dt_bias)
 template <class T>
 __global__ void __launch_bounds__(256) gdn_gate_forward(GdnParams p) {
+  device::begin_overlapping();
   const int64_t h = cuda::column_of_thread(p.plan);
   if (h >= p.plan.D) return;
   const float rate = -expf(p.A_log[h]), bias = p.dt_bias[h];
@@ -41,6 +43,7 @@ __global__ void __launch_bounds__(256) gdn_gate_forward(GdnParams p) {
 // d_z = −d_log exp(A_log) sigmoid(z) with z = a + dt_bias:   d_a = d_z,   d_dt_bias = Σ d_z,   d_A_log = Σ d_log log_decay
 template <class T>
 __global__ void __launch_bounds__(256) gdn_gate_backward(GdnParams p) {
+  device::begin_overlapping();
   const int64_t h = cuda::column_of_thread(p.plan);
   if (h >= p.plan.D) return;
   const float rate = -expf(p.A_log[h]), bias = p.dt_bias[h];

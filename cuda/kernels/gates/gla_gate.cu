@@ -1,5 +1,6 @@
 #include <cfloat>
 
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -21,6 +22,7 @@ struct GlaParams {
 // log_decay = max(logsigmoid(x) / normalizer, clamp_min); `width` neighbours a thread.
 template <class T, int width>
 __global__ void __launch_bounds__(256) gla_gate_forward(GlaParams p) {
+  device::begin_overlapping();
   const int64_t step = int64_t{gridDim.x} * blockDim.x * width;
   for (int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * width; i < p.count; i += step) {
     float x[width];
@@ -34,6 +36,7 @@ __global__ void __launch_bounds__(256) gla_gate_forward(GlaParams p) {
 // d_x = d_log_decay sigmoid(−x) / normalizer, 0 where clamped
 template <class T, int width>
 __global__ void __launch_bounds__(256) gla_gate_backward(GlaParams p) {
+  device::begin_overlapping();
   const int64_t step = int64_t{gridDim.x} * blockDim.x * width;
   for (int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * width; i < p.count; i += step) {
     float x[width], d[width];
@@ -53,8 +56,8 @@ using Kernel = void (*)(GlaParams);
 /// The kernel for x's dtype: `wide` where packs of 4 are aligned and leave no rest.
 void run(Context& ctx, std::string_view name, DType dtype, bool wide, const Kernel (&kernels)[2][2], const GlaParams& params) {
   const int64_t width = wide ? 4 : 1, blocks = (params.count / width + 255) / 256;
-  cuda::launch(ctx.stream(), name, kernels[dtype == DType::bf16][wide], {.grid = static_cast<unsigned>(blocks < 4224 ? blocks : 4224), .block = 256},
-               params);
+  cuda::launch(ctx.stream(), name, kernels[dtype == DType::bf16][wide],
+               {.grid = static_cast<unsigned>(blocks < 4224 ? blocks : 4224), .block = 256, .overlaps = true}, params);
 }
 
 GlaParams params_of(const GlaGate::Attrs& attrs, const Tensor& x) {

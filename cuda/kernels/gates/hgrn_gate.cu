@@ -1,4 +1,5 @@
 #include "cuda/device/math.h"
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/gates/columns.h"
 #include "cuda/kernels/norms/column_sums.h"
@@ -42,6 +43,7 @@ __device__ inline void load_bound(const float* lower_bound, int64_t d, float (&b
 // log_decay = log(lb + (1 − lb) sigmoid(f)),   input_gate = (1 − lb) sigmoid(−f)
 template <class T, int width>
 __global__ void __launch_bounds__(256) hgrn_gate_forward(HgrnParams p) {
+  device::begin_overlapping();
   using Packed = device::Pack<T, width>;
   const int64_t d = cuda::column_of_thread(p.plan);
   if (d >= p.plan.D) return;
@@ -73,6 +75,7 @@ struct BackwardOperands {
 // d_f = s(−f) (d_log r − d_gate (1 − lb) s),   d_lb = Σ s(−f) (d_log / a − d_gate),   r = (1 − lb) s / a, 1 without a bound
 template <class T, int width>
 __global__ void __launch_bounds__(256) hgrn_gate_backward(HgrnParams p) {
+  device::begin_overlapping();
   using Operands = BackwardOperands<T, width>;
   const int64_t d = cuda::column_of_thread(p.plan);
   if (d >= p.plan.D) return;

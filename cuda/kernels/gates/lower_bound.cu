@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -18,6 +19,7 @@ struct BoundParams {
 // p = softmax(weights) over layers, bound = Σ_{1 ≤ l ≤ layer} p_l; a thread has one channel.
 template <class T>
 __global__ void __launch_bounds__(128) lower_bound_forward(BoundParams p) {
+  device::begin_overlapping();
   const int64_t d = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (d >= p.D) return;
   const T* weights = static_cast<const T*>(p.weights) + d;
@@ -35,6 +37,7 @@ __global__ void __launch_bounds__(128) lower_bound_forward(BoundParams p) {
 // d_weights_l = p_l ([1 ≤ l ≤ layer] − bound) d_bound
 template <class T>
 __global__ void __launch_bounds__(128) lower_bound_backward(BoundParams p) {
+  device::begin_overlapping();
   const int64_t d = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (d >= p.D) return;
   const float bound = p.bound[d], d_bound = p.d_bound[d];
@@ -45,7 +48,7 @@ __global__ void __launch_bounds__(128) lower_bound_backward(BoundParams p) {
   }
 }
 
-cuda::LaunchConfig config_for(int64_t D) { return {.grid = static_cast<unsigned>((D + 127) / 128), .block = 128}; }
+cuda::LaunchConfig config_for(int64_t D) { return {.grid = static_cast<unsigned>((D + 127) / 128), .block = 128, .overlaps = true}; }
 
 }  // namespace
 

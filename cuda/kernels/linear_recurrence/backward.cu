@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/linear_recurrence/scan.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
@@ -111,6 +112,7 @@ struct BackwardSegment {
 // order. The state that is handed on is c.
 template <class T, class L, int width>
 __global__ void __launch_bounds__(kTileThreads, 4) linear_recurrence_backward(BackwardParams p) {
+  device::begin_overlapping();
   extern __shared__ uint4 memory[];
   TileShared<width>& shared = *reinterpret_cast<TileShared<width>*>(memory);
   const Staged<T, width> d_os{reinterpret_cast<std::byte*>(memory) + sizeof(TileShared<width>)};

@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/linear_recurrence/scan.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
@@ -92,6 +93,7 @@ struct ForwardSegment {
 // h_t = exp(log_decay_t) h_{t−1} + x_t over one tile: each segment's map, the state that enters it, then the segment again from there.
 template <class T, class L, int width>
 __global__ void __launch_bounds__(kTileThreads) linear_recurrence_forward(ForwardParams p) {
+  device::begin_overlapping();
   extern __shared__ uint4 memory[];
   TileShared<width>& shared = *reinterpret_cast<TileShared<width>*>(memory);
   const Staged<T, width> xs{reinterpret_cast<std::byte*>(memory) + sizeof(TileShared<width>)};

@@ -46,7 +46,8 @@ void launch_tiles(Context& ctx, std::string_view name, void (*kernel)(Params), i
   const int64_t tiles = (params.N + kTileTokens - 1) / kTileTokens, blocks = (params.D + channels - 1) / channels;
   const Tensor memory = make_exchange(ctx, tiles, blocks, channels, params.exchange);
   launch(ctx.stream(), name, kernel,
-         {.grid = static_cast<unsigned>(tiles * blocks), .block = kTileThreads, .shared_bytes = static_cast<size_t>(shared_bytes)}, params);
+         {.grid = static_cast<unsigned>(tiles * blocks), .block = kTileThreads, .shared_bytes = static_cast<size_t>(shared_bytes), .overlaps = true},
+         params);
 }
 
 }  // namespace braid::cuda

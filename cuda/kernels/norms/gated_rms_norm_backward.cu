@@ -1,4 +1,5 @@
 #include "cuda/device/math.h"
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/norms/row_dispatch.h"
 #include "cuda/kernels/operands.h"
@@ -25,6 +26,7 @@ struct BackwardParams {
 //   d_x = r (g − n · mean(g n)),   d_gate = d_y · n · weight · act'(gate),   d_weight = Σ_rows d_y · n · act(gate)
 template <class T, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBackwardBlocks) gated_rms_norm_backward(BackwardParams p) {
+  device::begin_overlapping();
   __shared__ __align__(16) float scratch[2][8];
   __shared__ float columns[Plan::kMaxD];
   using Part = device::RowPart<Plan>;

@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks) gated_rms_norm_
   device::RowSum row_sum{scratch};
   Part weight;
   weight.load(p.weight, walk);
+  device::wait_for_earlier_kernels();
   device::RowFetch<T, Plan> next_x, next_gate;
   const auto fetch = [&](int64_t row) {
     const bool live = row < walk.rows;

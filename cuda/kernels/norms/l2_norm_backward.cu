@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/norms/row_dispatch.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -17,6 +18,7 @@ struct BackwardParams {
 // d_x = r (d_y − y Σ d_y y)
 template <class T, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBackwardBlocks) l2_norm_backward(BackwardParams p) {
+  device::begin_overlapping();
   __shared__ __align__(16) float scratch[2][8];
   using Part = device::RowPart<Plan>;
   const device::RowWalk walk = p.walk;

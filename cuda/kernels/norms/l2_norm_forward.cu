@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/norms/row_dispatch.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -18,6 +19,7 @@ struct ForwardParams {
 template <class T, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks) l2_norm_forward(ForwardParams p) {
   __shared__ __align__(16) float scratch[2][8];
+  device::begin_overlapping();
   using Part = device::RowPart<Plan>;
   const device::RowWalk walk = p.walk;
   device::RowSum row_sum{scratch};

@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/norms/row_dispatch.h"
 #include "cuda/kernels/operands.h"
@@ -21,6 +22,7 @@ struct BackwardParams {
 // d_x = r (g − n · mean(g n)) + d_sum with n = sum · r, g = d_y · weight;  d_weight = Σ_rows d_y · n
 template <class T, class Plan>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBackwardBlocks) rms_norm_backward(BackwardParams p) {
+  device::begin_overlapping();
   __shared__ __align__(16) float scratch[2][8];
   __shared__ float columns[Plan::kMaxD];
   using Part = device::RowPart<Plan>;

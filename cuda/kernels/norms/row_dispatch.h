@@ -43,9 +43,10 @@ inline int64_t num_row_blocks(const device::RowWalk& walk, int resident) {
   return std::min(wanted, kMultiprocessors * resident);
 }
 
+/// The kernel waits for earlier ones (device/overlap.h).
 template <class Params>
 void launch_rows(Context& ctx, std::string_view name, void (*kernel)(Params), int resident, const Params& params) {
-  launch(ctx.stream(), name, kernel, {.grid = static_cast<unsigned>(num_row_blocks(params.walk, resident)), .block = 256}, params);
+  launch(ctx.stream(), name, kernel, {.grid = static_cast<unsigned>(num_row_blocks(params.walk, resident)), .block = 256, .overlaps = true}, params);
 }
 
 }  // namespace braid::cuda

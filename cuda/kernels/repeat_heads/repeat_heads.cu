@@ -1,3 +1,4 @@
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/check.h"
@@ -17,6 +18,7 @@ struct RepeatParams {
 // A thread has `width` neighbours of one row, for all groups.
 template <class T, int width>
 __global__ void __launch_bounds__(256) repeat_heads_kernel(RepeatParams p) {
+  device::begin_overlapping();
   const T* from = static_cast<const T*>(p.from);
   T* to = static_cast<T*>(p.to);
   const int64_t step = int64_t{gridDim.x} * blockDim.x * width;
@@ -43,7 +45,7 @@ void repeat(Context& ctx, const Tensor& from, const Tensor& to, int64_t groups, 
   const RepeatParams params{from.raw(), to.raw(), narrow.numel(), narrow.size(2), groups, back};
   const bool wide = params.D % 4 == 0 && cuda::aligned16(from) && cuda::aligned16(to);
   const int64_t blocks = (params.count / (wide ? 4 : 1) + 255) / 256;
-  const cuda::LaunchConfig config{.grid = static_cast<unsigned>(blocks < 4224 ? blocks : 4224), .block = 256};
+  const cuda::LaunchConfig config{.grid = static_cast<unsigned>(blocks < 4224 ? blocks : 4224), .block = 256, .overlaps = true};
   const auto run = [&](void (*kernel)(RepeatParams)) { cuda::launch(ctx.stream(), "repeat_heads", kernel, config, params); };
   if (from.dtype() == DType::bf16) run(wide ? &repeat_heads_kernel<device::bf16, 4> : &repeat_heads_kernel<device::bf16, 1>);
   else run(wide ? &repeat_heads_kernel<float, 4> : &repeat_heads_kernel<float, 1>);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/device/overlap.h"
 #include "cuda/device/scalar.h"
 #include "cuda/device/sequences.h"
 #include "cuda/kernels/operands.h"
@@ -26,6 +27,7 @@ struct RotaryParams {
 // A block turns all heads of one token: y_1 = x_1 cos − x_2 sin, y_2 = x_2 cos + x_1 sin. Angles in double.
 template <class T, int width>
 __global__ void __launch_bounds__(128) rotary_kernel(RotaryParams p) {
+  device::begin_overlapping();
   extern __shared__ float turns[];  // cos [half], sin [half]
   const int64_t n = blockIdx.x;
   const device::SequenceWalk sequence(p.cu_seqlens, p.S, n);
@@ -72,7 +74,7 @@ void turn(Context& ctx, const Tensor& x, const Rotary::Attrs& attrs, float direc
                       direction};
   if (few) std::copy(attrs.offsets.begin(), attrs.offsets.end(), params.few_offsets);
   const cuda::LaunchConfig config{
-      .grid = static_cast<unsigned>(x.size(0)), .block = 128, .shared_bytes = static_cast<size_t>(2 * params.half) * sizeof(float)};
+      .grid = static_cast<unsigned>(x.size(0)), .block = 128, .shared_bytes = static_cast<size_t>(2 * params.half) * sizeof(float), .overlaps = true};
   const auto run = [&](void (*kernel)(RotaryParams)) { cuda::launch(ctx.stream(), "rotary", kernel, config, params); };
   const bool wide = params.half % 4 == 0 && cuda::aligned16(x) && cuda::aligned16(y);
   if (x.dtype() == DType::bf16) run(wide ? &rotary_kernel<device::bf16, 4> : &rotary_kernel<device::bf16, 1>);

@@ -1,4 +1,5 @@
 #include "cuda/device/math.h"
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
 #include "cuda/kernels/short_conv/plan.h"
@@ -121,6 +122,7 @@ __device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, ta
 // t − taps + 1 + j, which is complete once j = 0 was added. d_weight_j = Σ_t d_z_t x_{t−taps+1+j}.
 template <class T, int taps, int width>
 __global__ void __launch_bounds__(cuda::kConvThreads, taps > 4 ? 1 : 4) short_conv_backward(BackwardParams p) {
+  device::begin_overlapping();
   constexpr int kAhead = taps > 4 ? 1 : cuda::kConvAhead;
   const device::ConvInputs& in = p.in;
   const int64_t d = (int64_t{blockIdx.y} * cuda::kConvThreads + threadIdx.x) * width;

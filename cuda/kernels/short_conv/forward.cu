@@ -1,4 +1,5 @@
 #include "cuda/device/math.h"
+#include "cuda/device/overlap.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
 #include "cuda/kernels/short_conv/plan.h"
 
@@ -54,13 +55,15 @@ __device__ inline void store_final_state(const ForwardParams& p, const device::C
 template <class T, int taps, int width>
 __global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(ForwardParams p) {
   constexpr int kAhead = cuda::kConvAhead;
+  device::let_next_begin();
   const device::ConvInputs& in = p.in;
   const int64_t d = (int64_t{blockIdx.y} * cuda::kConvThreads + threadIdx.x) * width;
   if (d >= in.D) return;
   const int64_t begin = int64_t{blockIdx.x} * cuda::kConvTokens, end = min(in.N, begin + cuda::kConvTokens);
-  device::SequenceWalk sequence(in.cu_seqlens, in.S, begin);
   device::ConvWindow<T, taps, width> window;
   window.load_weight(in, d);
+  device::wait_for_earlier_kernels();
+  device::SequenceWalk sequence(in.cu_seqlens, in.S, begin);
   if constexpr (width > 1) {
     if (end == begin + cuda::kConvTokens && end <= sequence.end) {
       window.fill(in, sequence, begin, d);

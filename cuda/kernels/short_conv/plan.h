@@ -32,7 +32,9 @@ inline int64_t num_conv_tiles(int64_t N) { return (N + kConvTokens - 1) / kConvT
 
 inline LaunchConfig conv_config(int64_t N, int64_t D, int width) {
   const int64_t channels = int64_t{kConvThreads} * width;
-  return {.grid = dim3(static_cast<unsigned>(num_conv_tiles(N)), static_cast<unsigned>((D + channels - 1) / channels)), .block = kConvThreads};
+  return {.grid = dim3(static_cast<unsigned>(num_conv_tiles(N)), static_cast<unsigned>((D + channels - 1) / channels)),
+          .block = kConvThreads,
+          .overlaps = true};
 }
 
 /// body.operator()<T, taps, width>(): taps is W rounded up to 4 or 16; a thread carries `width` channels, at most `most_width`.
