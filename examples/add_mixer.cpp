@@ -35,10 +35,11 @@ class ScalarDecayMixer final : public Mixer {
   // 2. The equation: projections, a gate, one of the three recurrences, and the state read and handed on.
   Tensor forward(Context& ctx, const MixerInput& in) const override {
     const int64_t N = in.x.size(0);
-    const Tensor q = q_(ctx, in, 0).view({N, num_heads_, head_k_dim_}), k = k_(ctx, in, 1).view({N, num_heads_, head_k_dim_});
-    const Tensor v = v_(ctx, in, 2).view({N, num_heads_, head_v_dim_});
-    const Tensor log_decay = apply<LogSigmoid>(ctx, {decay_(ctx, in.x)}).y;
-    const Tensor o = recur<GatedLinearAttention>(ctx, in, {q, k, v, log_decay, {}}, {.seqs = in.seqs, .scale = {}});
+    const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_heads_, head_v_dim_};
+    const auto [q, k, v, a] = project_each(ctx, in, {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2), decay_.map(ctx)});
+    const Tensor log_decay = apply<LogSigmoid>(ctx, {a}).y;
+    const Tensor o =
+        recur<GatedLinearAttention>(ctx, in, {q.view(keys), k.view(keys), v.view(values), log_decay, {}}, {.seqs = in.seqs, .scale = {}});
     return output_(ctx, o, in.x);
   }
 

@@ -32,7 +32,7 @@ Tensor Hgrn2Mixer::forward(Context& ctx, const MixerInput& in) const {
   const auto gate = apply<HgrnGate>(ctx, {f, lower_bound_of(ctx, lower_bounds_, layer_idx_)});
   const Tensor o = recur<GatedLinearAttention>(ctx, in, {q.view(keys), gate.input_gate.view(keys), v.view(values), gate.log_decay.view(keys), {}},
                                                {.seqs = in.seqs, .scale = {}});
-  return output_(ctx, o, in.x, {});
+  return output_(ctx, o, in.x);
 }
 
 MixerCost Hgrn2Mixer::cost() const {

@@ -21,7 +21,7 @@ class MixerOutput final : public Module {
   MixerOutput(const std::string& name, Options options);
   /// o [N, num_heads · head_dim] in any shape, x [N, hidden_size] → [N, hidden_size].
   /// `gate_of_x` is what gate_early made of x; undefined where it made nothing.
-  Tensor operator()(Context& ctx, const Tensor& o, const Tensor& x, const Tensor& gate_of_x) const;
+  Tensor operator()(Context& ctx, const Tensor& o, const Tensor& x, const Tensor& gate_of_x = {}) const;
   /// g_proj where it is better applied together with other maps of x: to one token. Elsewhere no map: its y would only be kept longer.
   ProjectionMap gate_early(Context& ctx, const Tensor& x) const { return gate_ && x.size(0) == 1 ? gate_->map(ctx) : ProjectionMap{}; }
 
