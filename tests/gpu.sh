@@ -69,8 +69,11 @@ small_cases() {
 
 # Sanitizers are slow and wait for each other's answers: they run beside the tests.
 declare -A sanitizers
-sanitize() { # TOOL FILTER
-  compute-sanitizer --tool "$1" --error-exitcode 9 $build/tests/braid_test_ops --gtest_color=no --gtest_filter="$2" >"$log/$1" 2>&1 &
+sanitize() { # TOOL FILTER: of the operators; and the launches that decode a token
+  {
+    compute-sanitizer --tool "$1" --error-exitcode 9 $build/tests/braid_test_ops --gtest_color=no --gtest_filter="$2" &&
+      compute-sanitizer --tool "$1" --error-exitcode 9 $build/tests/braid_test_cuda --gtest_color=no --gtest_filter='OneToken.*'
+  } >"$log/$1" 2>&1 &
   sanitizers[$1]=$!
 }
 sanitized() { # TOOL
