@@ -29,7 +29,12 @@ struct ChannelShared {
   float totals[device::kTileThreads];
 };
 
-/// The power of two that brings the largest element of a row to about 1.
+__device__ inline float shift_for(float size) {
+  const int exponent = size > 0 ? max(min(ilogbf(size), 100), -100) : 0;
+  return ldexpf(1.0f, -exponent);
+}
+
+/// The power of two that brings the largest element of each row to about 1.
 __device__ inline void find_shifts(const bf16* rows, int64_t stride, int64_t K, int count, float* shifts) {
   const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
   float largest = 0;
@@ -41,8 +46,23 @@ __device__ inline void find_shifts(const bf16* rows, int64_t stride, int64_t K, 
   }
   largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-  const int exponent = largest > 0 ? max(min(ilogbf(largest), 100), -100) : 0;
-  if (quarter == 0) shifts[row] = ldexpf(1.0f, -exponent);
+  if (quarter == 0) shifts[row] = shift_for(largest);
+}
+
+/// The same of q and k: by their lengths where these are known and not mostly epsilon, which are at most 16 times the largest element.
+__device__ inline void find_shifts(const Problem& p, const Chunk& chunk, int64_t head, ChannelShared& shared) {
+  const int64_t row = chunk.first * p.H + head, at = row * p.K, stride = p.H * p.K;
+  if (p.q_norm) {
+    const int i = threadIdx.x % kChunk;
+    const bool of_q = threadIdx.x < kChunk, reads = threadIdx.x < 2 * kChunk && i < chunk.count;
+    const float norm = reads ? (of_q ? p.q_norm : p.k_norm)[(row + i * p.H) * 2] : 1.0f;
+    if (!__syncthreads_or(norm > 100)) {
+      if (threadIdx.x < 2 * kChunk) (of_q ? shared.q_shift : shared.k_shift)[i] = shift_for(1 / norm);
+      return;
+    }
+  }
+  find_shifts(p.q + at, stride, p.K, chunk.count, shared.q_shift);
+  find_shifts(p.k + at, stride, p.K, chunk.count, shared.k_shift);
 }
 
 __device__ inline void load_factors(const Problem& p, const Chunk& chunk, int64_t j, ChannelShared& shared) {
@@ -231,18 +251,19 @@ __device__ inline void store_squares(ChannelShared& shared, const TilePlace& spo
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     if (spot.lane % 4 == 0) shared.diagonal[spot.half][spot.row(i)] = sum;
   }
+  float *const query = shared.q_shift, *const key = shared.k_shift;
+  if (threadIdx.x < kChunk) query[threadIdx.x] = shared.factors[kQueryNorm][threadIdx.x] / query[threadIdx.x];
+  else if (threadIdx.x < 2 * kChunk) key[threadIdx.x - kChunk] = shared.factors[kKeyNorm][threadIdx.x - kChunk] / key[threadIdx.x - kChunk];
   __syncthreads();
-  const auto& f = shared.factors;
-  const auto query = [&](int t) { return f[kQueryNorm][t] / shared.q_shift[t]; };
-  const auto key = [&](int t) { return f[kKeyNorm][t] / shared.k_shift[t]; };
+  const float* const beta = shared.factors[kWrittenBeta];
   pairs.visit(spot, [&](int t, int s, float sum) {
     if (s >= t) return;
-    if (spot.half == 0) squares.inverse[t][s] = query(t) * sum * key(s);  // P for now
-    else squares.lower[t][s] = f[kWrittenBeta][t] * (key(t) * sum * key(s));
+    if (spot.half == 0) squares.inverse[t][s] = query[t] * sum * key[s];  // P for now
+    else squares.lower[t][s] = beta[t] * (key[t] * sum * key[s]);
   });
   if (threadIdx.x < kChunk) {
     const int t = threadIdx.x;
-    squares.inverse[t][t] = query(t) * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key(t);
+    squares.inverse[t][t] = query[t] * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key[t];
   }
   __syncthreads();
   store_split<device::kTileThreads>(squares.inverse, to + 2 * kSquare);
@@ -261,8 +282,7 @@ __global__ void __launch_bounds__(device::kTileThreads, 3) channel_chunk_kernel(
   PairSums pairs;
   float diagonal[2] = {};
   load_factors(p, chunk, j, shared);
-  find_shifts(p.q + at, stride, p.K, chunk.count, shared.q_shift);
-  find_shifts(p.k + at, stride, p.K, chunk.count, shared.k_shift);
+  find_shifts(p, chunk, j / (p.HV / p.H), shared);
   for (int key = 0; key < p.K; key += kLevelKeys) {
     copy_rows<kLevelKeys, device::kTileThreads>(device::shared_address(shared.rows.q), p.q + at + key, stride, chunk.count, threadIdx.x);
     copy_rows<kLevelKeys, device::kTileThreads>(device::shared_address(shared.rows.k), p.k + at + key, stride, chunk.count, threadIdx.x);
