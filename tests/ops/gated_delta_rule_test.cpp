@@ -137,6 +137,9 @@ std::vector<OpCase<GatedDeltaRule>> kernel_cases() {
       long_case("channel_no_norm", {.lengths = {130, 70}, .K = 128, .V = 64, .decay = channel, .low = -0.1, .l2norm = false, .size = 0.1}),
       long_case("channel_small_values",
                 {.lengths = {70}, .K = 64, .V = 64, .decay = channel, .low = -0.1, .l2norm = false, .state = false, .size = 1e-6}),
+      // Between weak decays, whose pairs are one product, and strong ones: products for each band of 16 tokens (of pairs, of their gradients).
+      long_case("channel_brisk", {.lengths = {130, 63}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -0.6, .high = -0.3}),
+      long_case("channel_steep", {.lengths = {150}, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -3, .high = -1.5}),
       long_case("channel_mixed", {.lengths = {150, 63}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -30}),
       long_case("channel_strong", {.lengths = {130}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -30, .high = -29}),
       long_case("channel_strong_wide", {.lengths = {130}, .H = 1, .HV = 1, .K = 256, .V = 64, .decay = channel, .low = -30, .high = -29}),

@@ -11,6 +11,8 @@
 namespace braid::delta_cuda {
 namespace {
 
+constexpr float kRange = 20;  // half floats have all their digits between 2^−14 and 2^16
+
 struct ChannelShared {
   struct Rows {
     unsigned char q[kTileBytes], k[kTileBytes];
@@ -27,7 +29,12 @@ struct ChannelShared {
   float totals[device::kTileThreads];
 };
 
-/// The power of two that brings the largest element of a row to about 1.
+__device__ inline float shift_for(float size) {
+  const int exponent = size > 0 ? max(min(ilogbf(size), 100), -100) : 0;
+  return ldexpf(1.0f, -exponent);
+}
+
+/// The power of two that brings the largest element of each row to about 1.
 __device__ inline void find_shifts(const bf16* rows, int64_t stride, int64_t K, int count, float* shifts) {
   const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
   float largest = 0;
@@ -39,8 +46,23 @@ __device__ inline void find_shifts(const bf16* rows, int64_t stride, int64_t K, 
   }
   largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-  const int exponent = largest > 0 ? max(min(ilogbf(largest), 100), -100) : 0;
-  if (quarter == 0) shifts[row] = ldexpf(1.0f, -exponent);
+  if (quarter == 0) shifts[row] = shift_for(largest);
+}
+
+/// The same of q and k: by their lengths where these are known and not mostly epsilon, which are at most 16 times the largest element.
+__device__ inline void find_shifts(const Problem& p, const Chunk& chunk, int64_t head, ChannelShared& shared) {
+  const int64_t row = chunk.first * p.H + head, at = row * p.K, stride = p.H * p.K;
+  if (p.q_norm) {
+    const int i = threadIdx.x % kChunk;
+    const bool of_q = threadIdx.x < kChunk, reads = threadIdx.x < 2 * kChunk && i < chunk.count;
+    const float norm = reads ? (of_q ? p.q_norm : p.k_norm)[(row + i * p.H) * 2] : 1.0f;
+    if (!__syncthreads_or(norm > 100)) {
+      if (threadIdx.x < 2 * kChunk) (of_q ? shared.q_shift : shared.k_shift)[i] = shift_for(1 / norm);
+      return;
+    }
+  }
+  find_shifts(p.q + at, stride, p.K, chunk.count, shared.q_shift);
+  find_shifts(p.k + at, stride, p.K, chunk.count, shared.k_shift);
 }
 
 __device__ inline void load_factors(const Problem& p, const Chunk& chunk, int64_t j, ChannelShared& shared) {
@@ -98,6 +120,24 @@ struct PairSums {
       }
   }
 
+  /// All pairs of the chunk, or of the bands; what pairs with s ≥ t give is of no use.
+  __device__ void add_all(const unsigned char* rows, const unsigned char* columns, const TilePlace& spot, bool whole) {
+    const uint32_t by_columns = lane_offset<kLevelKeys, false>(), by_rows = lane_offset<kLevelKeys, true>();
+    const uint32_t a_tile = device::shared_address(rows), b_tile = device::shared_address(columns);
+#pragma unroll
+    for (int c = 0; c < kLevelKeys; c += 16) {
+      uint32_t a[4], b[4];
+      device::ldmatrix_x4(a, a_tile + block_at<kLevelKeys>(by_columns, 16 * spot.band, c));
+      const auto add = [&](float(&sum)[4], float(&next)[4], int first) {
+        device::ldmatrix_x4(b, b_tile + block_at<kLevelKeys>(by_rows, first, c));
+        mma_two_f16(sum, next, a, b);
+      };
+      if (whole && spot.band >= 2) add(far[0], far[1], 0), add(far[2], far[3], 16);
+      if (whole && spot.band % 2) add(middle[0], middle[1], 16 * (spot.band - 1));
+      add(near[0], near[1], 16 * spot.band);
+    }
+  }
+
   /// body(t, s, sum) for all pairs of the warp with s < t, and for some others.
   template <class Body>
   __device__ void visit(const TilePlace& spot, Body&& body) const {
@@ -116,38 +156,65 @@ struct PairSums {
   }
 };
 
-/// Pairs of a slice of 64 channels, and the diagonal of q k^T.
-__device__ inline void add_slice(ChannelShared& shared, const TilePlace& spot, PairSums& pairs, float (&diagonal)[2]) {
+/// A slice's elements of q and k, two channels each, brought into range.
+using Halves = uint32_t[2][4];
+
+/// The pairs of one level.
+__device__ inline void add_level(ChannelShared& shared, const TilePlace& spot, const Halves& q, const Halves& k, int b, PairSums& pairs) {
   auto& rows = shared.rows;
-  uint32_t q[2][4], k[2][4];
+  const int level = 1 << b;
+  unsigned char *const first = rows.scaled[b % 2][0], *const second = rows.scaled[b % 2][1];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const FactorAt at(rows.sums, spot, i, level);
+    const bool upper = spot.row(i) & level;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float2 f = at.factor(n);
+      const uint32_t factor = device::pack_f16(f.x, f.y), key = device::multiply_f16(k[i][n], factor);
+      spot.word(first, i, n) = upper ? device::multiply_f16(q[i][n], factor) : key;
+      if (upper) spot.word(second, i, n) = key;  // lower rows of it are read, but what comes of them is not
+    }
+  }
+  __syncthreads();
+  pairs.add(spot.half == 0 ? first : second, first, spot, level);
+}
+
+/// All pairs of the chunk, or of its bands, in one product. Ends with a barrier.
+__device__ inline void add_square(ChannelShared& shared, const TilePlace& spot, const Halves& q, const Halves& k, bool whole, PairSums& pairs) {
+  auto& rows = shared.rows;
+  unsigned char *const queries = rows.scaled[0][0], *const late = rows.scaled[0][1], *const early = rows.scaled[1][0];
+  TilePlace::each([&](int i, int n) {
+    const float2 above = above_middle(rows.sums, spot, i, n, whole);
+    const uint32_t up = device::pack_f16(device::fast_exp2(above.x), device::fast_exp2(above.y));
+    const uint32_t down = device::pack_f16(device::fast_exp2(-above.x), device::fast_exp2(-above.y));
+    spot.word(queries, i, n) = device::multiply_f16(q[i][n], up), spot.word(late, i, n) = device::multiply_f16(k[i][n], up);
+    spot.word(early, i, n) = device::multiply_f16(k[i][n], down);
+  });
+  __syncthreads();
+  pairs.add_all(spot.half == 0 ? queries : late, early, spot, whole);
+  __syncthreads();
+}
+
+/// Pairs of a slice of 64 channels, and the diagonal of q k^T.
+__device__ inline void add_slice(ChannelShared& shared, const TilePlace& spot, Reach reach, PairSums& pairs, float (&diagonal)[2]) {
+  auto& rows = shared.rows;
+  Halves q, k;
   TilePlace::each([&](int i, int n) {
     const float q_shift = shared.q_shift[spot.row(i)], k_shift = shared.k_shift[spot.row(i)];
     const float2 x = to_floats(spot.word(rows.q, i, n)), y = to_floats(spot.word(rows.k, i, n));
     q[i][n] = device::pack_f16(q_shift * x.x, q_shift * x.y), k[i][n] = device::pack_f16(k_shift * y.x, k_shift * y.y);
     diagonal[i] += (q_shift * x.x) * (k_shift * y.x) + (q_shift * x.y) * (k_shift * y.y);
   });
-#pragma unroll
-  for (int b = kLevels - 1; b >= 0; --b) {
-    const int level = 1 << b;
-    unsigned char *const first = rows.scaled[b % 2][0], *const second = rows.scaled[b % 2][1];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const FactorAt at(rows.sums, spot, i, level);
-      const bool upper = spot.row(i) & level;
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const float2 f = at.factor(n);
-        const uint32_t factor = device::pack_f16(f.x, f.y), key = device::multiply_f16(k[i][n], factor);
-        spot.word(first, i, n) = upper ? device::multiply_f16(q[i][n], factor) : key;
-        if (upper) spot.word(second, i, n) = key;  // lower rows of it are read, but what comes of them is not
-      }
-    }
-    __syncthreads();
-    pairs.add(spot.half == 0 ? first : second, first, spot, level);
-  }
+  if (reach == Reach::chunk) return add_square(shared, spot, q, k, true, pairs);
+  const int least = reach == Reach::band ? 4 : 0;
+#pragma unroll 1
+  for (int b = kLevels - 1; b >= least; --b) add_level(shared, spot, q, k, b, pairs);
+  __syncthreads();  // all have read what is written next
+  if (reach == Reach::band) add_square(shared, spot, q, k, false, pairs);
 }
 
-/// The decayed rows of a slice; two barriers after the last that read `scaled[1]`.
+/// The decayed rows of a slice; a barrier after the last that read `scaled[1]`.
 __device__ inline void store_decayed(const Problem& p, const Chunk& chunk, int64_t j, int key, ChannelShared& shared, const TilePlace& spot) {
   auto& rows = shared.rows;
   unsigned char *const out = rows.scaled[1][0], *const out_rest = rows.scaled[1][1];
@@ -184,18 +251,19 @@ __device__ inline void store_squares(ChannelShared& shared, const TilePlace& spo
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     if (spot.lane % 4 == 0) shared.diagonal[spot.half][spot.row(i)] = sum;
   }
+  float *const query = shared.q_shift, *const key = shared.k_shift;
+  if (threadIdx.x < kChunk) query[threadIdx.x] = shared.factors[kQueryNorm][threadIdx.x] / query[threadIdx.x];
+  else if (threadIdx.x < 2 * kChunk) key[threadIdx.x - kChunk] = shared.factors[kKeyNorm][threadIdx.x - kChunk] / key[threadIdx.x - kChunk];
   __syncthreads();
-  const auto& f = shared.factors;
-  const auto query = [&](int t) { return f[kQueryNorm][t] / shared.q_shift[t]; };
-  const auto key = [&](int t) { return f[kKeyNorm][t] / shared.k_shift[t]; };
+  const float* const beta = shared.factors[kWrittenBeta];
   pairs.visit(spot, [&](int t, int s, float sum) {
     if (s >= t) return;
-    if (spot.half == 0) squares.inverse[t][s] = query(t) * sum * key(s);  // P for now
-    else squares.lower[t][s] = f[kWrittenBeta][t] * (key(t) * sum * key(s));
+    if (spot.half == 0) squares.inverse[t][s] = query[t] * sum * key[s];  // P for now
+    else squares.lower[t][s] = beta[t] * (key[t] * sum * key[s]);
   });
   if (threadIdx.x < kChunk) {
     const int t = threadIdx.x;
-    squares.inverse[t][t] = query(t) * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key(t);
+    squares.inverse[t][t] = query[t] * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key[t];
   }
   __syncthreads();
   store_split<device::kTileThreads>(squares.inverse, to + 2 * kSquare);
@@ -214,16 +282,14 @@ __global__ void __launch_bounds__(device::kTileThreads, 3) channel_chunk_kernel(
   PairSums pairs;
   float diagonal[2] = {};
   load_factors(p, chunk, j, shared);
-  find_shifts(p.q + at, stride, p.K, chunk.count, shared.q_shift);
-  find_shifts(p.k + at, stride, p.K, chunk.count, shared.k_shift);
+  find_shifts(p, chunk, j / (p.HV / p.H), shared);
   for (int key = 0; key < p.K; key += kLevelKeys) {
     copy_rows<kLevelKeys, device::kTileThreads>(device::shared_address(shared.rows.q), p.q + at + key, stride, chunk.count, threadIdx.x);
     copy_rows<kLevelKeys, device::kTileThreads>(device::shared_address(shared.rows.k), p.k + at + key, stride, chunk.count, threadIdx.x);
     device::cp_async_commit();
-    sum_decays(p, chunk, j, key, shared.rows.sums, shared.totals);
+    const float lost = sum_decays(p, chunk, j, key, shared.rows.sums, shared.totals);
     device::cp_async_wait<0>();
-    __syncthreads();
-    add_slice(shared, spot, pairs, diagonal);
+    add_slice(shared, spot, reach_of(lost, kRange), pairs, diagonal);
     store_decayed(p, chunk, j, key, shared, spot);
   }
   float* factors = p.factors + lane * kNumFactors * kChunk;

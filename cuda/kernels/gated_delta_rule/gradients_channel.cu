@@ -15,6 +15,7 @@ namespace braid::delta_cuda {
 namespace {
 
 constexpr int kKeys = kLevelKeys, kThreads = device::kTileThreads;
+constexpr float kRange = 100;  // of products of bf16, which have the exponents of float32
 using Sizes = Shape<kKeys>;
 static_assert(Sizes::kThreads == kThreads);
 
@@ -110,6 +111,25 @@ __device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&ti
   }
 }
 
+/// sum += T tile (or Tᵀ tile) for this warp's 16 tokens and 32 channels, over all pairs of the chunk or those of the band; T a lower triangle.
+template <bool transposed>
+__device__ inline void add_triangle(float (&sum)[kTiles][4], const unsigned char* triangle, const unsigned char* tile, const TilePlace& spot,
+                                    bool whole) {
+  const uint32_t from = device::shared_address(triangle), to = device::shared_address(tile), columns = lane_offset<kKeys, false>() ^ (spot.half * 64);
+  const int first = transposed || !whole ? spot.band : 0, last = transposed && whole ? 3 : spot.band;
+#pragma unroll 1
+  for (int other = first; other <= last; ++other) {
+    uint32_t a[4], b[4];
+    if constexpr (transposed) device::ldmatrix_x4_transposed(a, from + block_at<kChunk>(lane_offset<kChunk, true>(), 16 * other, 16 * spot.band));
+    else device::ldmatrix_x4(a, from + block_at<kChunk>(lane_offset<kChunk, false>(), 16 * spot.band, 16 * other));
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      device::ldmatrix_x4_transposed(b, to + block_at<kKeys>(columns, 16 * other, 8 * n));
+      mma_two(sum[n], sum[n + 1], a, b);
+    }
+  }
+}
+
 /// The gradients of a thread's elements in one slice of 64 channels.
 struct Gradients {
   float2 q[2][4], k[2][4], from[2][4];  // from: what d_log_decay sums over tokens from its own on
@@ -177,6 +197,67 @@ struct Gradients {
         from[i][n].x += sign * (first.x * one_x + second.x * two_x), from[i][n].y += sign * (first.y * one_y + second.y * two_y);
       }
     }
+  }
+
+  /// The pairs of the whole chunk, or of its bands, at once. Begins and ends with a barrier.
+  __device__ void add_square(ChannelShared& shared, const TilePlace& spot, float scale, bool whole) {
+    auto& work = shared.work;
+    unsigned char *const queries = work.scaled[0][0], *const late = work.scaled[0][1], *const early = work.scaled[1][0];
+    __syncthreads();
+    TilePlace::each([&](int i, int n) {
+      const int t = spot.row(i);
+      const float2 above = above_middle(work.sums, spot, i, n, whole);
+      const float2 up = {device::fast_exp2(above.x), device::fast_exp2(above.y)}, down = {device::fast_exp2(-above.x), device::fast_exp2(-above.y)};
+      const float2 k_raw = to_floats(spot.word(shared.k, i, n));
+      const float key = shared.factors[kKeyNorm][t];
+      spot.word(queries, i, n) = scaled(to_floats(spot.word(shared.q, i, n)), shared.factors[kQueryNorm][t], up);
+      spot.word(late, i, n) = scaled(k_raw, -shared.factors[kBeta][t] * key, up);
+      spot.word(early, i, n) = scaled(k_raw, key, down);
+    });
+    __syncthreads();
+    // body(i, n, sums of the element's two channels)
+    const auto visit = [&](const float(&sum)[kTiles][4], auto&& body) {
+      TilePlace::each([&](int i, int n) { body(i, n, make_float2(sum[n][2 * i], sum[n][2 * i + 1])); });
+    };
+    // What a token does as the later one of a pair counts from it on, as the earlier one up to it.
+    const auto count = [&](int i, int n, float sign, unsigned char* tile, const float2& x) {
+      const float2 own = to_floats(spot.word(tile, i, n));
+      from[i][n].x += sign * (own.x * x.x), from[i][n].y += sign * (own.y * x.y);
+    };
+    const auto factor = [&](int i, int n, float sign) {
+      const float2 above = above_middle(work.sums, spot, i, n, whole);
+      return make_float2(device::fast_exp2(sign * above.x), device::fast_exp2(sign * above.y));
+    };
+    {
+      float of_keys[kTiles][4] = {};
+      add_triangle<false>(of_keys, shared.e, early, spot, whole);
+      visit(of_keys, [&](int i, int n, const float2& x) {
+        const float2 up = factor(i, n, 1);
+        q[i][n].x += scale * up.x * x.x, q[i][n].y += scale * up.y * x.y;
+        count(i, n, 1, queries, x);
+      });
+    }
+    {
+      float of_keys[kTiles][4] = {};
+      add_triangle<false>(of_keys, shared.f, early, spot, whole);
+      visit(of_keys, [&](int i, int n, const float2& x) {
+        const float2 up = factor(i, n, 1);
+        const float negative = -shared.factors[kBeta][spot.row(i)];
+        k[i][n].x += negative * up.x * x.x, k[i][n].y += negative * up.y * x.y;
+        count(i, n, 1, late, x);
+      });
+    }
+    {
+      float of_later[kTiles][4] = {};
+      add_triangle<true>(of_later, shared.e, queries, spot, whole);
+      add_triangle<true>(of_later, shared.f, late, spot, whole);
+      visit(of_later, [&](int i, int n, const float2& x) {
+        const float2 down = factor(i, n, -1);
+        k[i][n].x += down.x * x.x, k[i][n].y += down.y * x.y;
+        count(i, n, -1, early, x);
+      });
+    }
+    __syncthreads();
   }
 
   /// After the last level: q and k as bf16 into their tiles, `from` over the sums.
@@ -255,11 +336,13 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
     __syncthreads();
     if (key == 0) store_squares(shared, d_p, d_m, place);
     store_span(shared, span);
-    sum_decays(p, place.chunk, blockIdx.y, key, shared.work.sums, shared.totals);
-    __syncthreads();
+    const float lost = sum_decays(p, place.chunk, blockIdx.y, key, shared.work.sums, shared.totals);
+    const Reach reach = reach_of(lost, kRange);
     gradients.begin(shared, spot, p.scale, y, x, z);
+    const int least = reach == Reach::level ? 1 : reach == Reach::band ? 16 : kChunk;
 #pragma unroll 1  // unrolled, the levels' registers would not fit
-    for (int level = 32; level > 0; level /= 2) gradients.add_level(shared, spot, p.scale, level);
+    for (int level = 32; level >= least; level /= 2) gradients.add_level(shared, spot, p.scale, level);
+    if (reach != Reach::level) gradients.add_square(shared, spot, p.scale, reach == Reach::chunk);
     gradients.store(shared, spot);
     __syncthreads();
     const int64_t at = place.row * p.K + key;

@@ -3,6 +3,9 @@
 // exp(G_t − G_s), G the running sum of log decays, has factors exp(G_t) and exp(−G_s), which overflow. So pairs s < t are split by the highest
 // bit in which they differ, their level: 32, 16, 8, 4, 2, 1. With m the last token of the lower half of the 2 · level tokens that hold both, t in
 // the upper half, the factors exp(G_t − G_m) and exp(G_m − G_s) are at most 1; a token is in one of the halves.
+//
+// Where decays are weak fewer products hold all pairs: of a square of tokens in which a channel loses at most `range` bits, with r the middle of
+// what it loses, exp(G_t − r) and exp(r − G_s) stay below 2^(range / 2), and every pair is their product (Reach).
 #pragma once
 #include "cuda/device/token_tile.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
@@ -25,21 +28,41 @@ __device__ inline void load_decays(const T* from, int64_t stride, int first, int
   for (int i = 0; i < 16; ++i) to[i] = first + i < count ? device::log2_decay(to[i]) : 0.0f;
 }
 
-/// sums[t][c] of channels key + c; past the chunk's end as of its last token. `totals` [256] is scratch. Needs a barrier after.
-__device__ inline void sum_decays(const Problem& p, const Chunk& chunk, int64_t j, int key, LogSums& sums, float* totals) {
+/// sums[t][c] of channels key + c; past the chunk's end as of its last token. `totals` [256] is scratch. Needs a barrier after. Returns how many
+/// bits the channel of this thread loses (or gains) in a band of 16 tokens.
+__device__ inline float sum_decays(const Problem& p, const Chunk& chunk, int64_t j, int key, LogSums& sums, float* totals) {
   const int c = threadIdx.x % kLevelKeys, group = threadIdx.x / kLevelKeys;
   const int64_t stride = p.HV * p.K, at = (chunk.first * p.HV + j) * p.K + key + c;
   float x[16];
   if (p.channel_decay_is_float) load_decays(static_cast<const float*>(p.channel_decay) + at, stride, 16 * group, chunk.count, x);
   else load_decays(static_cast<const bf16*>(p.channel_decay) + at, stride, 16 * group, chunk.count, x);
+  float lost = fabsf(x[0]);
 #pragma unroll
-  for (int i = 1; i < 16; ++i) x[i] += x[i - 1];
+  for (int i = 1; i < 16; ++i) lost += fabsf(x[i]), x[i] += x[i - 1];
   totals[threadIdx.x] = x[15];
   __syncthreads();
   float before = 0;
   for (int i = 0; i < group; ++i) before += totals[i * kLevelKeys + c];
 #pragma unroll
   for (int i = 0; i < 16; ++i) sums[16 * group + i][c] = before + x[i];
+  return lost;
+}
+
+/// What one product may hold: the pairs of the whole chunk, those of each band of 16 tokens (with levels 32 and 16 besides), or those of a level.
+enum class Reach { chunk, band, level };
+/// Of the block's 64 channels, by what sum_decays returned. Has a barrier at least; a NaN counts as too much.
+__device__ inline Reach reach_of(float lost, float range) {
+  if (!__syncthreads_or(!(lost <= range / 4))) return Reach::chunk;
+  return __syncthreads_or(!(lost <= range)) ? Reach::level : Reach::band;
+}
+
+/// G_t − r of an element, where one product holds a chunk's or a band's pairs.
+__device__ inline float2 above_middle(const LogSums& sums, const TilePlace& spot, int i, int n, bool whole) {
+  const int last = whole ? kChunk - 1 : 16 * spot.band + 15;
+  const float2 none = {0, 0}, at = *reinterpret_cast<const float2*>(&sums[spot.row(i)][spot.column(n)]);
+  const float2 end = *reinterpret_cast<const float2*>(&sums[last][spot.column(n)]);
+  const float2 start = whole || spot.band == 0 ? none : *reinterpret_cast<const float2*>(&sums[16 * spot.band - 1][spot.column(n)]);
+  return {at.x - 0.5f * (start.x + end.x), at.y - 0.5f * (start.y + end.y)};
 }
 
 /// Where the logarithms lie whose difference is the decay between a token and the middle of its square at `level`.
