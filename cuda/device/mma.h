@@ -67,6 +67,13 @@ __device__ inline void ldmatrix_x2_transposed(uint32_t (&to)[2], uint32_t row_ad
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(row_address) : "memory");
 }
 
+/// Four 8×8 matrices in the registers of ldmatrix_x4, to the rows whose addresses its lanes would give. sm_90.
+__device__ inline void stmatrix_x4(uint32_t row_address, const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address), "r"(from[0]), "r"(from[1]), "r"(from[2]),
+               "r"(from[3])
+               : "memory");
+}
+
 /// The transpose of an 8×8 matrix of 16-bit elements that the warp holds as ldmatrix gives one.
 __device__ inline uint32_t transposed_8x8(uint32_t matrix) {
   uint32_t result;

@@ -34,8 +34,24 @@ __device__ inline void tma_load(uint32_t to_shared, const CUtensorMap& map, uint
                "r"(barrier), "r"(x), "r"(y)
                : "memory");
 }
+/// Neighbouring bytes from shared to global memory, in place of what is there or added to it as floats; addresses and size are multiples of 16.
+/// One thread calls these, and bulk_commit and the waits, which are of its own copies.
+__device__ inline void bulk_store(void* to_global, uint32_t from_shared, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to_global), "r"(from_shared), "r"(bytes) : "memory");
+}
+__device__ inline void bulk_add(float* to_global, uint32_t from_shared, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to_global), "r"(from_shared), "r"(bytes) : "memory");
+}
+__device__ inline void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Until all of them have read their shared memory.
+__device__ inline void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+/// Until all of them have written.
+__device__ inline void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 /// What this thread wrote to shared memory is seen by copies and wgmma that come after a barrier behind it.
 __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Copies to global memory that come after are ordered behind what this thread has seen there.
+__device__ inline void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 /// The registers of each thread of this warpgroup from here on; all of its warps call it. Multiples of 8.
 template <int registers>

@@ -22,7 +22,7 @@ struct WgmmaTile {
 
   /// Rows from `row` on as m or n, columns [16 step, 16 step + 16) as k.
   __device__ uint64_t by_rows(int row, int step) const { return wgmma_operand(base + step / 4 * kChunkBytes + row * 128 + step % 4 * 32, 16); }
-  /// Rows [16 step, 16 step + 16) as k, columns from `column` (a multiple of 64) on as n.
+  /// Rows [16 step, 16 step + 16) as k, columns from `column` (a multiple of 64) on as n or m.
   __device__ uint64_t by_columns(int step, int column = 0) const {
     return wgmma_operand(base + column / 64 * kChunkBytes + step * 2048, kChunkBytes);
   }
@@ -46,7 +46,7 @@ __device__ inline void settle(float (&d)[tiles][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[j][i])::"memory");
 }
 
-// d = a b (keep: d += a b), k = 16. b_by_columns: b's k runs over rows.
+// d = a b (keep: d += a b), k = 16. b_by_columns, a_by_columns: the operand's k runs over rows.
 // clang-format off
 template <bool b_by_columns>
 __device__ inline void wgmma(float (&d)[4][4], uint64_t a, uint64_t b, int keep) {
@@ -57,17 +57,17 @@ __device__ inline void wgmma(float (&d)[4][4], uint64_t a, uint64_t b, int keep)
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
       : "l"(a), "l"(b), "r"(keep), "n"(b_by_columns));
 }
-template <bool b_by_columns>
+template <bool b_by_columns, bool a_by_columns = false>
 __device__ inline void wgmma(float (&d)[8][4], uint64_t a, uint64_t b, int keep) {
   asm volatile(
       "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, "
-      "1, 0, %35; }"
+      "1, %36, %35; }"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]),
         "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
         "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]),
         "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-      : "l"(a), "l"(b), "r"(keep), "n"(b_by_columns));
+      : "l"(a), "l"(b), "r"(keep), "n"(b_by_columns), "n"(a_by_columns));
 }
 template <bool b_by_columns>
 __device__ inline void wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int keep) {

@@ -40,6 +40,42 @@ TEST_P(AttentionPath, KeepsTheLawsOfKernels) {
   }
 }
 
+/// Many blocks at work on one sequence: the same bits on every run, and those of each sequence alone.
+TEST_P(AttentionPath, KeepsItsBits) {
+  if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
+  const attention::PathLimit limit(GetParam());
+  Context host, gpu = cuda::make_context();
+  for (const auto& [q_lengths, k_lengths, H, HK, D, window] : std::vector<Case>{{{3001, 77, 0, 1333}, {3001, 77, 0, 1333}, 16, 4, 128, 0},
+                                                                                {{1999, 65}, {2500, 300}, 12, 12, 64, 0},
+                                                                                {{2222, 901}, {2222, 1000}, 8, 4, 128, 700},
+                                                                                {{2050, 640, 90}, {2051, 640, 170}, 16, 8, 64, 333}}) {
+    SCOPED_TRACE(::testing::Message() << "D " << D << ", window " << window);
+    const Attention::Attrs attrs{.q_seqs = Sequences::of_lengths(q_lengths), .k_seqs = Sequences::of_lengths(k_lengths), .window = window};
+    const int64_t Nq = attrs.q_seqs.num_tokens(), Nk = attrs.k_seqs.num_tokens();
+    Random random(5);
+    const auto on_gpu = [&](const Shape& shape) { return copied(gpu, converted(host, normal(host, random, shape), DType::bf16)); };
+    const Attention::Inputs in{on_gpu({Nq, H, D}), on_gpu({Nk, HK, D}), on_gpu({Nk, HK, D})};
+    const Tensor d_o = on_gpu({Nq, H, D});
+    const auto gradients_of = [](Context& ctx, const Attention::Inputs& inputs, const Attention::Attrs& of, const Tensor& gradient) {
+      Tape tape;
+      WithTape recording(ctx, &tape);
+      const Attention::Inputs leaves{tape.leaf(inputs.q), tape.leaf(inputs.k), tape.leaf(inputs.v)};
+      tape.backward(ctx, {apply<Attention>(ctx, leaves, of).o}, {gradient});
+      return Attention::Inputs{tape.grad(leaves.q), tape.grad(leaves.k), tape.grad(leaves.v)};
+    };
+    const Attention::Inputs first = gradients_of(gpu, in, attrs, d_o);
+    for (int again = 0; again < 5; ++again) expect_same_bits(gpu, gradients_of(gpu, in, attrs, d_o), first, "d_");
+    for (int64_t s = 0; s < attrs.q_seqs.count(); ++s) {
+      const Sequences &q_seqs = attrs.q_seqs, &k_seqs = attrs.k_seqs;
+      const auto of_q = [&](const Tensor& tensor) { return contiguous(gpu, tensor.slice(0, q_seqs.begin(s), q_seqs.end(s))); };
+      const auto of_k = [&](const Tensor& tensor) { return contiguous(gpu, tensor.slice(0, k_seqs.begin(s), k_seqs.end(s))); };
+      const Attention::Attrs alone{.q_seqs = Sequences::single(q_seqs.length(s)), .k_seqs = Sequences::single(k_seqs.length(s)), .window = window};
+      const Attention::Inputs d_alone = gradients_of(gpu, {of_q(in.q), of_k(in.k), of_k(in.v)}, alone, of_q(d_o));
+      expect_same_bits<Attention::Inputs>(gpu, d_alone, {of_q(first.q), of_k(first.k), of_k(first.v)}, "alone d_");
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Paths, AttentionPath, ::testing::Values(Path::plain, Path::mma, Path::hopper), [](const auto& info) {
   return std::string(std::array{"plain", "mma", "hopper"}[static_cast<int>(info.param)]);
 });

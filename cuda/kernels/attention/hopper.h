@@ -10,8 +10,10 @@ using device::WgmmaTile;
 
 /// Tokens of a copy: no tile is shorter.
 constexpr int box_of(int64_t D) { return D > 128 ? 32 : 64; }
+/// Queries of a tile that a walk over queries takes in a turn.
+constexpr int queries_of_turn(int64_t D) { return static_cast<int>(64 * 128 / D); }
 /// Pairs of a copy, which begins at an even one: addresses that the copy engine reads are multiples of 16.
-constexpr int pairs_of(int64_t D) { return box_of(D) + 2; }
+constexpr int pairs_of(int64_t D) { return queries_of_turn(D) + 2; }
 
 /// The threads of a block: warpgroups that multiply, and one before them whose first thread copies; registers go to where the sums are.
 template <int groups>

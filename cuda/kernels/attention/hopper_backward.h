@@ -1,30 +1,27 @@
-// Left operands of the Hopper backward kernels.
+// Backward on Hopper: one walk for heads of 64 and 128; at 256 the sums of one gradient fill the registers, and there is a walk for each.
 #pragma once
 #include "core/context.h"
 #include "cuda/kernels/attention/hopper.h"
 
 namespace braid::attention {
 
+/// Heads of 256.
+void hopper_backward_q(Context& ctx, const Problem& problem);
 void hopper_backward_kv(Context& ctx, const Problem& problem);
 
 namespace hopper {
 
-/// A warp's 16 rows of a tile as left operands, for as long as the kernel lives.
-template <int D, int kRows>
-__device__ void load_left(uint32_t (&a)[D / 16][4], const WgmmaTile<kRows, D>& tile, int row) {
-  const int lane = threadIdx.x % 32, r = row + lane % 16;
-#pragma unroll
-  for (int step = 0; step < D / 16; ++step) {
-    const int piece = step % 4 * 2 + lane / 16;
-    device::ldmatrix_x4(a[step], tile.base + step / 4 * tile.kChunkBytes + r * 128 + (piece ^ (r & 7)) * 16);
-  }
+__device__ inline float load_float(uint32_t address) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address));
+  return value;
 }
 
-/// Begins s = left · right^T.
-template <int kColumns, int D>
-__device__ void begin_multiply_left(Sums<kColumns>& s, const uint32_t (&left)[D / 16][4], const WgmmaTile<kColumns, D>& right) {
-#pragma unroll
-  for (int step = 0; step < D / 16; ++step) device::wgmma<false>(s, left[step], right.by_rows(0, step), step > 0);
+/// As clear_rows, of pairs.
+template <int kQueries>
+__device__ void clear_pairs(uint32_t stats, int live) {
+  const int query = static_cast<int>(threadIdx.x) - 128;
+  if (query >= live && query < kQueries) asm volatile("st.shared.v2.u32 [%0], {%1, %1};" ::"r"(stats + query * 8), "r"(0) : "memory");
 }
 
 }  // namespace hopper

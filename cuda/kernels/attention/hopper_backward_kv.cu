@@ -9,20 +9,17 @@ namespace {
 using namespace hopper;
 using device::barrier_wait;
 
-/// Both gradients in one walk up to heads of 128; above, the sums of one fill the registers and there is a walk for each.
-template <int dim, bool with_d_k, bool with_d_v>
+/// At heads of 256 the sums of one gradient fill the registers: a walk for d_k, and one for d_v.
+template <bool with_d_k>
 struct Plan {
-  static constexpr int kDim = dim;
-  static constexpr bool kWithDK = with_d_k, kWithDV = with_d_v;
-  using SumsDK = Sums<with_d_k ? dim : 8>;
-  using SumsDV = Sums<with_d_v ? dim : 8>;
-  using Crew = hopper::Crew<dim == 64 ? 3 : 2>;
-  static constexpr int kKeys = Crew::kRows, kQueries = dim > 128 ? 32 : 64, kStages = dim > 128 ? 2 : 4;
-  using Keys = WgmmaTile<kKeys, dim>;
-  using Queries = WgmmaTile<kQueries, dim>;
+  static constexpr int kDim = 256;
+  static constexpr bool kWithDK = with_d_k;
+  using Crew = hopper::Crew<2>;
+  static constexpr int kKeys = Crew::kRows, kQueries = queries_of_turn(kDim), kStages = 2;
+  using Keys = WgmmaTile<kKeys, kDim>;
+  using Queries = WgmmaTile<kQueries, kDim>;
   static constexpr int kTileBytes = 2 * Keys::kBytes + 2 * kStages * Queries::kBytes;
-  static constexpr int kStatsBytes = (pairs_of(dim) * 8 + 127) / 128 * 128;
-  static_assert(pairs_of(dim) == kQueries + 2);
+  static constexpr int kStatsBytes = (pairs_of(kDim) * 8 + 127) / 128 * 128;
   static constexpr int kSharedBytes = kTileBytes + kStages * kStatsBytes + ItemQueue::kBytes + (2 + 2 * kStages) * 8 + 1024;  // and room to align
 };
 
@@ -107,25 +104,11 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
   }
 }
 
-__device__ float2 load_pair(uint32_t address) {
-  float2 pair;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address));
-  return pair;
-}
-
-/// As clear_rows, of pairs.
-template <int kQueries>
-__device__ void clear_pairs(uint32_t stats, int live) {
-  const int query = static_cast<int>(threadIdx.x) - 128;
-  if (query >= live && query < kQueries) asm volatile("st.shared.v2.u32 [%0], {%1, %1};" ::"r"(stats + query * 8), "r"(0) : "memory");
-}
-
 /// Adds the turns up. Scores are transposed (a row per key), so that P^T and d_s^T are left operands from registers as they come and nothing
 /// but the copies is written to shared memory. At least one turn: with none, zeros and sums would meet where products are under way, and
 /// the compiler would make all of them wait.
 template <class P>
-__device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at, typename P::SumsDK& d_k,
-                          typename P::SumsDV& d_v) {
+__device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at, Sums<P::kDim>& sums) {
   constexpr int D = P::kDim, kQueries = P::kQueries;
   const int lane = threadIdx.x % 32;
   const float scale_log2 = p.scale * kLog2E;
@@ -138,7 +121,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     const int stage = at.queries.stage;
     const typename P::Queries q = shared.q(stage), d_o = shared.d_o(stage);
     Sums<kQueries> s, d_p;  // fresh in every turn, and products write s and d_p alone, because some are always under way
-    Rounded<kQueries> weights, d_s;
+    Rounded<kQueries> left;
     barrier_wait(shared.full(stage), at.queries.parity);
     if (const int live = work.left - first; live < kQueries) {
       consumers_meet<typename P::Crew>();  // earlier turns have read the pairs: racecheck does not follow the barriers of copies that far
@@ -147,7 +130,6 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
       clear_pairs<kQueries>(shared.stats(stage) + odd, live);
       cleared<typename P::Crew>();
     }
-    if constexpr (P::Crew::kRegisters < 240) device::wgmma_wait<0>();  // d_s of the turn before gives its registers to the next scores
     device::wgmma_fence();
     begin_multiply_rows(s, shared.k(), warp_row() / 64 * 64, q);
     device::wgmma_commit();
@@ -164,42 +146,34 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float lse = load_pair(stats + 64 * j + 8 * c).x;
+        const float lse = load_float(stats + 64 * j + 8 * c);
         s[j][c] = exp2_approx(s[j][c] * scale_log2 - lse);
         s[j][2 + c] = exp2_approx(s[j][2 + c] * scale_log2 - lse);
       }
     const int ahead = work.ahead + first, count = work.seen_by - first;
     if (count < kQueries || needs_mask(ahead, kQueries, P::kKeys, window)) mask_queries<kQueries>(s, warp_row() - ahead, window, count, 0);
-    round_all<kQueries>(weights, s);
-    if constexpr (P::kWithDV) {
-      device::wgmma_fence();
-      begin_add_product<kQueries, D>(d_v, weights, d_o);
-      device::wgmma_commit();
-    }
     if constexpr (P::kWithDK) {
-      device::wgmma_wait<P::kWithDV ? 1 : 0>();
+      device::wgmma_wait<0>();
       device::settle(d_p);
       if (turn + 1 == work.turns) release(shared.keys_read());  // the next item's come under the end of this one
 #pragma unroll
       for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float delta = load_pair(stats + 64 * j + 8 * c).y;
+          const float delta = load_float(stats + 64 * j + 8 * c + 4);
           s[j][c] *= d_p[j][c] - delta;
           s[j][2 + c] *= d_p[j][2 + c] - delta;
         }
-      round_all<kQueries>(d_s, s);
-      device::wgmma_wait<0>();  // d_v is done by now; its weights give their registers to the next scores
-      device::wgmma_fence();
-      begin_add_product<kQueries, D>(d_k, d_s, q);
-      device::wgmma_commit();
     }
+    round_all<kQueries>(left, s);
+    device::wgmma_fence();
+    begin_add_product<kQueries, D>(sums, left, P::kWithDK ? q : d_o);
+    device::wgmma_commit();
     at.queries.advance();
     first = first + kQueries < work.seen_by ? first + kQueries : 0;
   } while (++turn < work.turns);
   device::wgmma_wait<0>();
-  device::settle(d_k);
-  device::settle(d_v);
+  device::settle(sums);
   release(shared.read(last_stage));
   if constexpr (!P::kWithDK) release(shared.keys_read());
 }
@@ -208,20 +182,15 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
 template <class P>
 __device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at) {
   constexpr int D = P::kDim;
-  typename P::SumsDK d_k;
-  typename P::SumsDV d_v;
-  clear<P::kWithDK ? D : 8>(d_k);
-  clear<P::kWithDV ? D : 8>(d_v);
-  if (work.turns > 0) add_turns<P>(p, work, shared, at, d_k, d_v);
+  Sums<D> sums;
+  clear<D>(sums);
+  if (work.turns > 0) add_turns<P>(p, work, shared, at, sums);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = warp_row() + threadIdx.x % 32 / 4 + 8 * i;
     if (row >= work.count) continue;
     const int64_t offset = ((work.token + row) * p.HK + work.hk) * D;
-    if constexpr (P::kWithDK)
-      if (p.d_k) store_row<D>(static_cast<bf16*>(p.d_k) + offset, d_k, i, p.scale);
-    if constexpr (P::kWithDV)
-      if (p.d_v) store_row<D>(static_cast<bf16*>(p.d_v) + offset, d_v, i, 1);
+    store_row<D>(static_cast<bf16*>(P::kWithDK ? p.d_k : p.d_v) + offset, sums, i, P::kWithDK ? p.scale : 1);
   }
 }
 
@@ -250,20 +219,18 @@ __global__ void __launch_bounds__(P::Crew::kThreads, 1) backward_kv_kernel(const
   }
 }
 
-template <int D, bool with_d_k, bool with_d_v>
+template <bool with_d_k>
 void launch_kv(Context& ctx, const Problem& problem) {
-  using P = Plan<D, with_d_k, with_d_v>;
+  using P = Plan<with_d_k>;
   const int64_t items = num_tiles(problem.Nk, problem.S, P::kKeys) * problem.HK;
-  launch_items<P>(ctx, "attention_hopper_backward_kv", &backward_kv_kernel<P>, problem, items);
+  launch_items<P>(ctx, with_d_k ? "attention_hopper_backward_k" : "attention_hopper_backward_v", &backward_kv_kernel<P>, problem, items);
 }
 
 }  // namespace
 
 void hopper_backward_kv(Context& ctx, const Problem& problem) {
-  if (problem.D == 64) return launch_kv<64, true, true>(ctx, problem);
-  if (problem.D == 128) return launch_kv<128, true, true>(ctx, problem);
-  if (problem.d_k) launch_kv<256, true, false>(ctx, problem);
-  if (problem.d_v) launch_kv<256, false, true>(ctx, problem);
+  if (problem.d_k) launch_kv<true>(ctx, problem);
+  if (problem.d_v) launch_kv<false>(ctx, problem);
 }
 
 }  // namespace braid::attention

@@ -10,16 +10,12 @@ namespace {
 using namespace hopper;
 using device::barrier_wait;
 
-template <int dim>
 struct Plan {
-  static constexpr int kDim = dim;
-  using Crew = hopper::Crew<dim == 64 ? 3 : 2>;
-  static constexpr int kQueries = Crew::kRows, kKeys = dim > 128 ? 32 : 64, kStages = dim > 128 ? 2 : 4;
-  // At 64, ptxas 13.0 gives the registers of q or d_o to d_s within a turn, although the next turn reads them: wrong results.
-  // At 256 there is no room.
-  static constexpr bool kInRegisters = dim == 128;
-  using Queries = WgmmaTile<kQueries, dim>;
-  using Keys = WgmmaTile<kKeys, dim>;
+  static constexpr int kDim = 256;
+  using Crew = hopper::Crew<2>;
+  static constexpr int kQueries = Crew::kRows, kKeys = 32, kStages = 2;
+  using Queries = WgmmaTile<kQueries, kDim>;
+  using Keys = WgmmaTile<kKeys, kDim>;
   static constexpr int kTileBytes = 2 * Queries::kBytes + 2 * kStages * Keys::kBytes;
   static constexpr int kSharedBytes = kTileBytes + ItemQueue::kBytes + (2 + 2 * kStages) * 8 + 1024;  // and room to align
 };
@@ -74,8 +70,7 @@ __device__ void produce(const Params& params, const Work& work, const Shared<P>&
   }
 }
 
-/// A warpgroup: 64 of the queries. q and d_o are left operands from registers where they can be, so that shared memory is read for keys and values
-/// only; the product with d_s runs on under the scores of the next tile.
+/// A warpgroup: 64 of the queries; the product with d_s runs on under the scores of the next tile.
 template <class P>
 __device__ void consume(const Problem& p, const Work& work, const Shared<P>& shared, Position<P>& at) {
   constexpr int D = P::kDim, kKeys = P::kKeys;
@@ -93,14 +88,8 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
     clear_rows<typename P::Crew>(shared.keys(at.keys.stage), work.live);
     cleared<typename P::Crew>();
   }
-  uint32_t q[D / 16][4], d_o[D / 16][4];
   barrier_wait(shared.queries_full(), at.queries.parity);
   at.queries.advance();
-  if constexpr (P::kInRegisters) {
-    load_left<D>(q, shared.q(), warp_row());
-    load_left<D>(d_o, shared.d_o(), warp_row());
-    release(shared.queries_read());
-  }
   Sums<D> d_q;
   clear<D>(d_q);
   int last_stage = -1;
@@ -111,13 +100,8 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
     const int stage = at.keys.stage;
     barrier_wait(shared.full(stage), at.keys.parity);
     device::wgmma_fence();
-    if constexpr (P::kInRegisters) {
-      begin_multiply_left<kKeys, D>(s, q, shared.keys(stage));
-      begin_multiply_left<kKeys, D>(d_p, d_o, shared.values(stage));
-    } else {
-      begin_multiply_rows(s, shared.q(), warp_row() / 64 * 64, shared.keys(stage));
-      begin_multiply_rows(d_p, shared.d_o(), warp_row() / 64 * 64, shared.values(stage));
-    }
+    begin_multiply_rows(s, shared.q(), warp_row() / 64 * 64, shared.keys(stage));
+    begin_multiply_rows(d_p, shared.d_o(), warp_row() / 64 * 64, shared.values(stage));
     device::wgmma_commit();
     device::wgmma_wait<1>();
     if (last_stage >= 0) release(shared.read(last_stage));
@@ -141,7 +125,7 @@ __device__ void consume(const Problem& p, const Work& work, const Shared<P>& sha
   device::wgmma_wait<0>();
   device::settle(d_q);
   release(shared.read(last_stage));
-  if constexpr (!P::kInRegisters) release(shared.queries_read());
+  release(shared.queries_read());
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = warp_row() + threadIdx.x % 32 / 4 + 8 * i;
@@ -174,22 +158,11 @@ __global__ void __launch_bounds__(P::Crew::kThreads, 1) backward_q_kernel(const 
   }
 }
 
-template <int D>
-void launch_q(Context& ctx, const Problem& problem) {
-  using P = Plan<D>;
-  const int64_t items = num_tiles(problem.Nq, problem.S, P::kQueries) * problem.H;
-  launch_items<P>(ctx, "attention_hopper_backward_q", &backward_q_kernel<P>, problem, items);
-}
-
 }  // namespace
 
-void hopper_backward(Context& ctx, const Problem& problem) {
-  if (problem.d_q) {
-    if (problem.D == 64) launch_q<64>(ctx, problem);
-    else if (problem.D == 128) launch_q<128>(ctx, problem);
-    else launch_q<256>(ctx, problem);
-  }
-  if (problem.d_k || problem.d_v) hopper_backward_kv(ctx, problem);
+void hopper_backward_q(Context& ctx, const Problem& problem) {
+  const int64_t items = num_tiles(problem.Nq, problem.S, Plan::kQueries) * problem.H;
+  launch_items<Plan>(ctx, "attention_hopper_backward_q", &backward_q_kernel<Plan>, problem, items);
 }
 
 }  // namespace braid::attention

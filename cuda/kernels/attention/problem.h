@@ -34,6 +34,7 @@ struct Tile {
   int64_t q_begin, k_begin;  // where the sequence starts in q and k
   int64_t lq, lk;            // its lengths
   int64_t first;             // the tile's first row, counted in the sequence
+  int64_t s;                 // the sequence
 
   /// The position of query i among the keys of its sequence.
   __device__ int64_t position(int64_t i) const { return lk - lq + i; }
@@ -48,7 +49,7 @@ __device__ inline Tile find_tile(const Problem& p, const int64_t* cu, int64_t ti
     if (cu[middle] / tile + middle <= index) low = middle;
     else high = middle;
   }
-  return {p.cu_q[low], p.cu_k[low], p.cu_q[low + 1] - p.cu_q[low], p.cu_k[low + 1] - p.cu_k[low], (index - cu[low] / tile - low) * tile};
+  return {p.cu_q[low], p.cu_k[low], p.cu_q[low + 1] - p.cu_q[low], p.cu_k[low + 1] - p.cu_k[low], (index - cu[low] / tile - low) * tile, low};
 }
 
 /// Whether the query at `position` sees `key`.
