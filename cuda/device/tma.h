@@ -40,7 +40,8 @@ __device__ inline void bulk_store(void* to_global, uint32_t from_shared, uint32_
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to_global), "r"(from_shared), "r"(bytes) : "memory");
 }
 __device__ inline void bulk_add(float* to_global, uint32_t from_shared, uint32_t bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to_global), "r"(from_shared), "r"(bytes) : "memory");
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to_global), "r"(from_shared), "r"(bytes)
+               : "memory");
 }
 __device__ inline void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /// Until all of them have read their shared memory.
