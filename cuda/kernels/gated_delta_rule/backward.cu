@@ -113,11 +113,12 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
   float state[keys / 8][4];
   load_state<keys>(state, params.d_final ? params.d_final + own : nullptr, p.V);
   int offset = Plan::kFirstStage;
-  int next_repeats = x.repeats(p, x.chunks - 1);
+  unsigned all_repeats = 0;
   for (int64_t step = 0; step < x.chunks; ++step) {
     __syncthreads();
-    const int repeats = next_repeats;
-    next_repeats = x.repeats(p, x.chunks - 2 - step);
+    const int64_t chunk = x.chunks - 1 - step;
+    if (step == 0 || chunk % 32 == 31) all_repeats = x.repeats(p, chunk);
+    const bool repeats = all_repeats >> chunk % 32 & 1;
     const uint32_t stage = start + offset;
     const uint32_t all_values =
         Plan::kByChannel ? start + Plan::kEarlyValues + static_cast<int>(step % 2) * Plan::kValueBytes : stage + Plan::kValues;
@@ -143,7 +144,7 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
       to_fragment(a, r[2 * l], r[2 * l + 1]);
       if (Plan::kMembers == 1 || group.member == 0) group.publish(Plan::kStateFragments, l, a);
     }
-    if (repeats && group.member == 0) {
+    if (group.member == 0 && repeats) {
 #pragma unroll
       for (int l = 0; l < 4; ++l) {
         uint32_t a[4], rest[4];
@@ -186,17 +187,17 @@ __device__ inline void write_gradients(const BackwardParams& params, const Lane&
   const int64_t column = x.column + 16 * group.group, stride = p.HV * p.V;
   __syncthreads();
   if (x.chunks > 0) group.copied();
-  int next_repeats = x.repeats(p, x.chunks - 1);
+  unsigned all_repeats = 0;
   for (int64_t chunk = x.chunks - 1; chunk >= 0; --chunk) {
     __syncthreads();
     uint32_t state[K / 16][4], r[4][4], v[4][4], rest[4][4];
-    const int repeats = next_repeats;
-    next_repeats = x.repeats(p, chunk - 1);
+    if (chunk == x.chunks - 1 || chunk % 32 == 31) all_repeats = x.repeats(p, chunk);
+    const bool repeats = all_repeats >> chunk % 32 & 1;
 #pragma unroll
     for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments, l, r[l]), group.copy(Plan::kStateFragments + kPublishedBytes, l, v[l]);
-    if (repeats && params.d_r_rest) {
+    if (params.d_r_rest && repeats) {
 #pragma unroll
       for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments + 2 * kPublishedBytes, l, rest[l]);
     }
@@ -208,7 +209,7 @@ __device__ inline void write_gradients(const BackwardParams& params, const Lane&
     for (int n = 0; n < K / 16; ++n) store_state_fragment(kept, K, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) store_fragment(params.d_r + row, stride, count, 16 * l, r[l]);
-    if (repeats && params.d_r_rest) {
+    if (params.d_r_rest && repeats) {
 #pragma unroll
       for (int l = 0; l < 4; ++l) store_digits(params.d_r_rest + row, stride, count, 16 * l, r[l], rest[l]);
     }

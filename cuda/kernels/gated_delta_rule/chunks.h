@@ -123,7 +123,9 @@ __device__ inline float written_beta(float beta) { return fabsf(beta) < kLeastBe
 /// Whether keys repeat: the mean square of the cosine between two of a chunk is more than 1/2. What tokens write then points one way, signs may
 /// alternate, and what rounding does to each is as much as their sum. Sums over all pairs of products of keys, all squared, over those of a token
 /// with itself, and over the squares of the latter.
-__device__ inline bool keys_repeat(float all, float own, float own_squared) { return all - own_squared > 0.5f * (own * own - own_squared); }
+__device__ inline bool keys_repeat(float all, float own, float own_squared) {
+  return own * own > 1.5f * own_squared && all - own_squared > 0.5f * (own * own - own_squared);  // and there is more than one key
+}
 
 struct Chunk {
   int64_t sequence, first;  // token

@@ -161,11 +161,11 @@ __device__ inline void write_outputs(const ForwardParams& params, const Lane& x,
   const int64_t column = x.column + 16 * group.group, stride = p.HV * p.V;
   __syncthreads();
   if (x.chunks > 0) group.copied();
-  int next_repeats = x.repeats(p, 0);
+  unsigned all_repeats = 0;
   for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
     __syncthreads();
-    const int repeats = next_repeats;
-    next_repeats = x.repeats(p, chunk + 1);
+    if (chunk % 32 == 0) all_repeats = x.repeats(p, chunk);
+    const bool repeats = all_repeats >> chunk % 32 & 1;
     uint32_t state[K / 16][4], u[4][4], rest[4][4];
 #pragma unroll
     for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);

@@ -42,11 +42,11 @@ __device__ inline float2 pair_of(const unsigned char* tile, int row, int column)
 /// Where a block works.
 struct Place {
   Chunk chunk;
-  int64_t lane, row, key_row;  // of [slots, HV], of [N, HV], of [N, H]
-  int block, part;             // of the warp: its tokens, its channels
+  int64_t head, lane, row, key_row;  // value head; of [slots, HV], of [N, HV], of [N, H]
+  int block, part;                   // of the warp: its tokens, its channels
 
   __device__ Place(const Problem& p, int64_t slot, int64_t j)
-      : chunk(chunk_of(p, slot)), lane(slot * p.HV + j), row(chunk.first * p.HV + j), key_row(chunk.first * p.H + j / (p.HV / p.H)) {
+      : chunk(chunk_of(p, slot)), head(j), lane(slot * p.HV + j), row(chunk.first * p.HV + j), key_row(chunk.first * p.H + j / (p.HV / p.H)) {
     const int warp = threadIdx.x / 32;
     block = warp % 4, part = warp / 4;
   }

@@ -337,7 +337,7 @@ __device__ inline void compute_gradients(const GradientParams& params, const Pla
     __syncthreads();
     if (key == 0) store_squares<repeats>(shared, d_p, d_m, place);
     store_span(shared, span);
-    sum_decays(p, place.chunk, blockIdx.y, key, shared.work.sums, shared.totals);
+    sum_decays(p, place.chunk, place.head, key, shared.work.sums, shared.totals);
     __syncthreads();
     gradients.begin(shared, spot, p.scale, y, x, z);
 #pragma unroll 1  // unrolled, the levels' registers would not fit

@@ -49,8 +49,11 @@ struct Lane {
   }
   __device__ int count(int64_t chunk) const { return static_cast<int>(min(length - chunk * kChunk, int64_t{kChunk})); }
   __device__ int64_t first(int64_t chunk) const { return begin + chunk * kChunk; }
-  /// Loaded a chunk ahead, and left an integer: a comparison would wait for it.
-  __device__ int repeats(const Problem& p, int64_t chunk) const { return chunk >= 0 && chunk < chunks ? p.repeats[(slot + chunk) * p.HV + j] : 0; }
+  /// Bit i: whether the keys of chunk i of this one's 32 repeat. By a whole warp, once in 32 chunks: a load in every chunk would hold up others.
+  __device__ unsigned repeats(const Problem& p, int64_t chunk) const {
+    const int64_t mine = chunk / 32 * 32 + threadIdx.x % 32;
+    return __ballot_sync(0xffffffffu, mine < chunks && p.repeats[(slot + mine) * p.HV + j]);
+  }
 };
 
 /// Few lanes: more warps on each shorten the walk. Many: one warp each does the least work.
