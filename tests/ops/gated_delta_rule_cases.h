@@ -159,23 +159,25 @@ inline std::vector<OpCase<GatedDeltaRule>> kernel_cases() {
 inline std::vector<OpCase<GatedDeltaRule>> reflection_cases() {
   using enum Decay;
   const auto make = [](const std::string& name, Spec x) {
-    x.H = x.HV = 1, x.beta_low = x.beta_high = 2;
+    x.beta_low = x.beta_high = 2;
     OpCase<GatedDeltaRule> result = identical_keys_case(name + "_identical_keys_beta_two", x);
     result.f32_tolerance = 3e-5;  // what a reflection is wrong by in f32 is not forgotten either
     return result;
   };
   const std::vector<int64_t> two = {150, 20};
   return {
-      make("chunks", {.lengths = two, .K = 64, .V = 64, .low = -0.1}),
-      make("chunks_no_state", {.lengths = two, .K = 128, .V = 64, .low = -0.05, .state = false}),
-      make("chunks_no_norm", {.lengths = two, .K = 64, .V = 64, .low = -0.1, .l2norm = false}),
-      make("chunks_none", {.lengths = two, .K = 128, .V = 128, .decay = none}),
-      make("chunks_wide", {.lengths = two, .K = 256, .V = 64, .low = -0.1}),
-      make("chunks_wide_none", {.lengths = two, .K = 256, .V = 128, .decay = none, .state = false}),
-      make("channel", {.lengths = two, .K = 64, .V = 64, .decay = channel, .low = -0.1}),
-      make("channel_no_state", {.lengths = two, .K = 128, .V = 64, .decay = channel, .low = -0.05, .state = false}),
-      make("channel_wide", {.lengths = two, .K = 256, .V = 64, .decay = channel, .low = -0.1}),
-      make("channel_strong", {.lengths = {70}, .K = 64, .V = 64, .decay = channel, .low = -30, .high = -29}),
+      make("chunks", {.lengths = two, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -0.1}),
+      make("chunks_no_state", {.lengths = two, .H = 1, .HV = 1, .K = 128, .V = 64, .low = -0.05, .state = false}),
+      make("chunks_no_norm", {.lengths = two, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -0.1, .l2norm = false}),
+      make("chunks_none", {.lengths = two, .H = 1, .HV = 1, .K = 128, .V = 128, .decay = none}),
+      make("chunks_wide", {.lengths = two, .H = 1, .HV = 1, .K = 256, .V = 64, .low = -0.1}),
+      make("chunks_wide_none", {.lengths = two, .H = 1, .HV = 1, .K = 256, .V = 128, .decay = none, .state = false}),
+      make("channel", {.lengths = two, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -0.1}),
+      make("channel_no_state", {.lengths = two, .H = 1, .HV = 1, .K = 128, .V = 64, .decay = channel, .low = -0.05, .state = false}),
+      make("channel_wide", {.lengths = two, .H = 1, .HV = 1, .K = 256, .V = 64, .decay = channel, .low = -0.1}),
+      make("channel_strong", {.lengths = {70}, .H = 1, .HV = 1, .K = 64, .V = 64, .decay = channel, .low = -30, .high = -29}),
+      make("chunks_grouped", {.lengths = {0, 1, 130, 65}, .H = 1, .HV = 2, .K = 64, .V = 64, .low = -0.1}),
+      make("channel_grouped", {.lengths = {0, 1, 130, 65}, .H = 1, .HV = 2, .K = 128, .V = 64, .decay = channel, .low = -0.1}),
   };
 }
 
