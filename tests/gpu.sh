@@ -104,7 +104,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   row "compute-sanitizer" "not installed"
 fi
-run_tests "runtime, training, built shapes" $build/tests/braid_test_cuda '-CudaLarge*' 8
+run_tests "runtime, training, built shapes" $build/tests/braid_test_cuda '-CudaLarge*' 6
 run_tests "kernels against the CPU oracle" $build/tests/braid_test_ops "$filter" 8
 run_tests "optimizer against the CPU's" $build/tests/braid_test_train '*Cuda*'
 for tool in "${!sanitizers[@]}"; do sanitized $tool; done
@@ -123,13 +123,13 @@ bench_model() { # OPTIONS...
 }
 
 # The training bar, in what fits into 80 GB (cuda/runtime/README.md). Documents of equal work: steps then differ by nothing but the engine. Steps of
-# half a second or more: a chip at its power limit changes its clock faster than that, and shorter steps show it.
+# more than a second: a chip at its power limit changes its clock faster than that, and shorter steps show it.
 echo "== models"
 batch_of() {
   case $1 in
-    340M-*) echo "--batch-tokens 131072 --micro 4 --steps 18" ;;
-    1.3B-transformer | 1.3B-retnet-3-1) echo "--micro 1 --steps 24" ;;
-    *) echo "--micro 2 --steps 24" ;;
+    340M-*) echo "--batch-tokens 262144 --micro 8 --steps 12" ;;
+    1.3B-transformer | 1.3B-retnet-3-1) echo "--batch-tokens 65536 --micro 2 --steps 14" ;;
+    *) echo "--batch-tokens 65536 --micro 4 --steps 14" ;;
   esac
 }
 # shellcheck disable=SC2046
@@ -138,7 +138,7 @@ families="transformer gdn-3-1 hgrn2-3-1 deltanet-pure hgrn-pure retnet-3-1 gla-3
 train 1.3B-transformer --equal
 for name in ${families#transformer }; do train 1.3B-$name --equal --row; done
 for name in $families; do train 340M-$name --equal --row; done
-for name in transformer gdn-3-1; do train 1.3B-$name --row; done
+for name in transformer gdn-3-1; do train 1.3B-$name --steps 6 --row; done
 # Fields: model, micro-batches, recompute, documents, median, least, most, apart, apart at one clock, first, first/median, tokens/s, MFU, GB,
 # seconds to the first step.
 missed=$(awk '$4 == "equal" && NF == 15 {

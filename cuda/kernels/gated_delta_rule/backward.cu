@@ -1,7 +1,7 @@
 // The backward walk, from the last chunk to the first. Of a chunk with the gradient dS of the state after it, all transposed:
 //   dU^T = out ∘ (dS^T k^T) + dO^T P,   dR^T = dU^T A,   dV = beta dR,   dS^T = total dS^T + (q_in ∘ dO^T) q − (beta in ∘ dR^T) k
 // With a decay per channel out, q_in and in are inside the rows of k and q (`decayed`), total is a factor of each channel.
-// dU, A and dR go into products as a bf16 and its rest, as in the forward walk. Writers store dS, dR and dV.
+// dU, A and dR go into products as a bf16 and its rest, as in the forward walk, P where keys repeat. Writers store dS, dR and dV.
 #include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/products.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
@@ -10,15 +10,15 @@ namespace braid::delta_cuda {
 namespace {
 
 template <int keys, int groups, int members, int stages, bool by_channel>
-struct BackwardPlan : WalkPlan<keys, groups, members, by_channel> {
-  using Walk = WalkPlan<keys, groups, members, by_channel>;
+struct BackwardPlan : WalkPlan<keys, groups, members, by_channel, 3> {
+  using Walk = WalkPlan<keys, groups, members, by_channel, 3>;
   static constexpr int kStages = stages;
-  // A stage: k, q, A, its rest, P, factors, d_o. With decays per channel k_out, its rest and P come early, as does d_o, which is needed to the end
-  // and has two places; a stage is k_in, q_in, A, its rest, factors.
-  static constexpr int kEarlyValues = 2 * Walk::kRowBytes + kTileBytes, kValueBytes = groups * kSliceBytes;
+  // A stage: k, q, A, its rest, P, its rest, factors, d_o. With decays per channel k_out, its rest, P and its rest come early, as does d_o, which is
+  // needed to the end and has two places; a stage is k_in, q_in, A, its rest, factors.
+  static constexpr int kEarlyValues = 2 * Walk::kRowBytes + 2 * kTriangleBytes, kValueBytes = groups * kSliceBytes;
   static constexpr int kFirstStage = by_channel ? kEarlyValues + 2 * kValueBytes : 0;
-  static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = by_channel ? kInverse : kInverse + 2 * kTileBytes;
-  static constexpr int kFactors = kInverse + (by_channel ? 2 : 3) * kTileBytes;
+  static constexpr int kQuery = Walk::kRowBytes, kInverse = 2 * Walk::kRowBytes, kScores = by_channel ? kInverse : kInverse + 2 * kTriangleBytes;
+  static constexpr int kFactors = kInverse + (by_channel ? 2 : 4) * kTriangleBytes;
   static constexpr int kValues = kFactors + kFactorBytes, kStageBytes = kValues + (by_channel ? 0 : kValueBytes);
   static constexpr int kPlaces = kFirstStage + stages * kStageBytes, kBarriers = kPlaces + groups * Walk::kPublished;
   static constexpr int kSharedBytes = kBarriers + Walk::kBarrierBytes;
@@ -35,7 +35,7 @@ __device__ inline void load_chunks(const BackwardParams& params, const Lane& x, 
       const int64_t chunk = x.chunks - 1 - step, lane = (x.slot + chunk) * p.HV + x.j;
       load_keys<Plan>(p, x, p.k, chunk, stage, thread);
       load_keys<Plan>(p, x, p.q, chunk, stage + Plan::kQuery, thread);
-      copy_bytes<3 * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<4 * kTriangleBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.triangles + lane * 4 * kTriangle, thread);
       copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, params.d_o, chunk, stage + Plan::kValues, thread);
     }
@@ -55,18 +55,18 @@ __device__ inline void load_channel_chunks(const BackwardParams& params, const L
   const Problem& p = params.problem;
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
   const auto lane_of = [&](int64_t chunk) { return (x.slot + chunk) * p.HV + x.j; };
-  const auto squares_of = [&](int64_t chunk) { return p.squares + lane_of(chunk) * num_squares(true) * kSquare; };
+  const auto triangles_of = [&](int64_t chunk) { return p.triangles + lane_of(chunk) * 4 * kTriangle; };
   const auto stage_of = [&](int64_t step) { return start + Plan::kFirstStage + static_cast<int>(step % Plan::kStages) * Plan::kStageBytes; };
   const auto load_early = [&](int64_t step) {
     const int64_t chunk = x.chunks - 1 - step;
     load_decayed<Plan>(p, x, kKeysOut, chunk, start, thread);
     load_decayed<Plan>(p, x, kKeysOutRest, chunk, start + Plan::kRowBytes, thread);
-    copy_bytes<kTileBytes, Plan::kLoaderThreads>(start + Plan::kScores, squares_of(chunk) + 2 * kSquare, thread);
+    copy_bytes<2 * kTriangleBytes, Plan::kLoaderThreads>(start + Plan::kScores, triangles_of(chunk) + 2 * kTriangle, thread);
     load_values<Plan>(p, x, params.d_o, chunk, start + Plan::kEarlyValues + static_cast<int>(step % 2) * Plan::kValueBytes, thread);
   };
   const auto load_middle = [&](int64_t step) {
     const int64_t chunk = x.chunks - 1 - step;
-    copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage_of(step) + Plan::kInverse, squares_of(chunk), thread);
+    copy_bytes<2 * kTriangleBytes, Plan::kLoaderThreads>(stage_of(step) + Plan::kInverse, triangles_of(chunk), thread);
     copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage_of(step) + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
   };
   const auto load_late = [&](int64_t step) {
@@ -87,11 +87,10 @@ __device__ inline void scale_fragment(uint32_t (&a)[4], const float* factor, int
   }
 }
 
-/// u = out ∘ u + dO^T P, the second term shared out to the members.
+/// u += dO^T P, shared out to the members.
 template <class Plan>
-__device__ inline void add_outputs(float (&u)[8][4], const float* factors, uint32_t values, uint32_t scores, int member) {
-  const uint32_t square = lane_offset<kChunk, false>();
-  if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
+__device__ inline void add_outputs(float (&u)[8][4], uint32_t values, uint32_t scores, int member) {
+  const uint32_t block = scores + lane_offset<16, false>();
 #pragma unroll
   for (int l = 0; l < 4; ++l) {
     if (Plan::kMembers == 2 && member != (l % 3 != 0)) continue;  // 1 + 4 blocks and 2 + 3
@@ -99,7 +98,7 @@ __device__ inline void add_outputs(float (&u)[8][4], const float* factors, uint3
     device::ldmatrix_x4_transposed(a, values + 16 * l * 32);
 #pragma unroll
     for (int m = 0; m <= l; ++m) {
-      device::ldmatrix_x4_transposed(b, scores + block_at<kChunk>(square, 16 * l, 16 * m));
+      device::ldmatrix_x4_transposed(b, block + triangle_block(l, m));
       mma_two(u[2 * m], u[2 * m + 1], a, b);
     }
   }
@@ -114,8 +113,12 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
   float state[keys / 8][4];
   load_state<keys>(state, params.d_final ? params.d_final + own : nullptr, p.V);
   int offset = Plan::kFirstStage;
+  unsigned all_repeats = 0;
   for (int64_t step = 0; step < x.chunks; ++step) {
     __syncthreads();
+    const int64_t chunk = x.chunks - 1 - step;
+    if (step == 0 || chunk % 32 == 31) all_repeats = x.repeats(p, chunk);
+    const bool repeats = all_repeats >> chunk % 32 & 1;
     const uint32_t stage = start + offset;
     const uint32_t all_values =
         Plan::kByChannel ? start + Plan::kEarlyValues + static_cast<int>(step % 2) * Plan::kValueBytes : stage + Plan::kValues;
@@ -126,7 +129,9 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
     uint32_t fragments[keys / 16][4];
     to_state_fragments<keys>(fragments, state);
     multiply_state<Plan::K, keys, Plan::kByChannel>(u, fragments, early + group.member * keys * 2);
-    add_outputs<Plan>(u, factors, values, early + Plan::kScores, group.member);
+    if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
+    add_outputs<Plan>(u, values, early + Plan::kScores, group.member);
+    if (repeats) add_outputs<Plan>(u, values, early + Plan::kScores + kTriangleBytes, group.member);
     leave_early<Plan>(start);
     group.add_up(u, step);
     group.publish_state(fragments);
@@ -138,6 +143,14 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
       uint32_t a[4];
       to_fragment(a, r[2 * l], r[2 * l + 1]);
       if (Plan::kMembers == 1 || group.member == 0) group.publish(Plan::kStateFragments, l, a);
+    }
+    if (group.member == 0 && repeats) {
+#pragma unroll
+      for (int l = 0; l < 4; ++l) {
+        uint32_t a[4], rest[4];
+        to_fragments(a, rest, r[2 * l], r[2 * l + 1]);
+        group.publish(Plan::kStateFragments + 2 * kPublishedBytes, l, rest);
+      }
     }
     scale_each(r, factors + kBeta * kChunk);
 #pragma unroll
@@ -174,13 +187,20 @@ __device__ inline void write_gradients(const BackwardParams& params, const Lane&
   const int64_t column = x.column + 16 * group.group, stride = p.HV * p.V;
   __syncthreads();
   if (x.chunks > 0) group.copied();
+  unsigned all_repeats = 0;
   for (int64_t chunk = x.chunks - 1; chunk >= 0; --chunk) {
     __syncthreads();
-    uint32_t state[K / 16][4], r[4][4], v[4][4];
+    uint32_t state[K / 16][4], r[4][4], v[4][4], rest[4][4];
+    if (chunk == x.chunks - 1 || chunk % 32 == 31) all_repeats = x.repeats(p, chunk);
+    const bool repeats = all_repeats >> chunk % 32 & 1;
 #pragma unroll
     for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments, l, r[l]), group.copy(Plan::kStateFragments + kPublishedBytes, l, v[l]);
+    if (params.d_r_rest && repeats) {
+#pragma unroll
+      for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments + 2 * kPublishedBytes, l, rest[l]);
+    }
     if (chunk > 0) group.copied();
     const int64_t row = (x.first(chunk) * p.HV + x.j) * p.V + column;
     const int count = x.count(chunk);
@@ -189,6 +209,10 @@ __device__ inline void write_gradients(const BackwardParams& params, const Lane&
     for (int n = 0; n < K / 16; ++n) store_state_fragment(kept, K, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) store_fragment(params.d_r + row, stride, count, 16 * l, r[l]);
+    if (params.d_r_rest && repeats) {
+#pragma unroll
+      for (int l = 0; l < 4; ++l) store_digits(params.d_r_rest + row, stride, count, 16 * l, r[l], rest[l]);
+    }
     if (!params.d_v) continue;
 #pragma unroll
     for (int l = 0; l < 4; ++l) store_fragment(params.d_v + row, stride, count, 16 * l, v[l]);

@@ -1,10 +1,12 @@
 // The chunked form on a GPU: which problems it takes, what it keeps for backward, the order of its kernels.
 //
-// In Saved, `beta` holds the factors of the chunks (beta is one of them), `inverse` A, its rest and P of each chunk (and its rest); with a decay per
-// channel `log_decay` is what was given and `initial_state` holds the decayed rows of q and k.
+// In Saved, `beta` holds the factors of the chunks (beta is one of them), `inverse` A, its rest, P and its rest of each chunk, `v` the digits of U's
+// rest, `final_state` in which chunks keys repeat; with a decay per channel `log_decay` is what was given and `initial_state` holds the decayed rows
+// of q and k.
 #include <cmath>
 
 #include "cuda/kernels/gated_delta_rule/chunks.h"
+#include "cuda/kernels/gated_delta_rule/tiles.h"
 #include "cuda/kernels/operands.h"
 #include "cuda/runtime/runtime.h"
 
@@ -28,8 +30,9 @@ Problem make_problem(Context& ctx, const GatedDeltaRule::Saved& x, const GatedDe
   p.scale = static_cast<float>(attrs.scale.value_or(1 / std::sqrt(static_cast<double>(p.K))));
   if (x.log_decay) p.channel_decay = x.log_decay.raw(), p.channel_decay_is_float = x.log_decay.dtype() == DType::f32;
   p.decayed = address_of_bf16(x.initial_state);
-  p.factors = x.beta.data<float>(), p.squares = address_of_bf16(x.inverse);
-  p.states = address_of_bf16(x.states), p.u = address_of_bf16(x.u);
+  p.factors = x.beta.data<float>(), p.triangles = address_of_bf16(x.inverse);
+  p.states = address_of_bf16(x.states), p.u = address_of_bf16(x.u), p.u_rest = x.v.data<uint8_t>();
+  p.repeats = x.final_state.data<int>();
   return p;
 }
 
@@ -65,9 +68,11 @@ GatedDeltaRule::Saved forward(Context& ctx, const GatedDeltaRule::Inputs& in, co
     saved.initial_state = Tensor::empty(ctx, {kNumDecayed, N, HV, K}, DType::bf16);
   }
   saved.beta = Tensor::empty(ctx, {slots, HV, kNumFactors, kChunk}, DType::f32);
-  saved.inverse = Tensor::empty(ctx, {slots, HV, num_squares(by_channel), kChunk, kChunk}, DType::bf16);
+  saved.inverse = Tensor::empty(ctx, {slots, HV, 4, kTriangle}, DType::bf16);
   saved.states = Tensor::empty(ctx, {slots, HV, V, K}, DType::bf16);
   saved.u = Tensor::empty(ctx, {N, HV, V}, DType::bf16);
+  saved.v = Tensor::empty(ctx, {N, HV, V}, DType::u8);
+  saved.final_state = Tensor::empty(ctx, {slots, HV}, DType::i32);
   Problem p = make_problem(ctx, saved, attrs);
   p.v = address_of_bf16(in.v), p.beta = beta.data<float>(), p.log_decay = cuda::address_of<float>(log_decay);
   if (by_channel) launch_channel_chunks(ctx, p);
@@ -85,6 +90,9 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
   params.backward.d_o = address_of_bf16(d_out.o), params.backward.d_final = cuda::address_of<float>(d_out.final_state);
   params.backward.d_initial = cuda::address_of<float>(d_in.initial_state), params.backward.d_v = address_of_bf16(d_in.v);
   params.backward.d_r = address_of_bf16(d_r), params.backward.d_states = address_of_bf16(d_states);
+  const bool by_head = d_in.log_decay && !p.channel_decay;  // d_log_decay is then a sum over a chunk of what cancels
+  const Tensor d_r_rest = by_head ? Tensor::empty(ctx, saved.v.shape(), DType::u8) : Tensor{};
+  params.backward.d_r_rest = by_head ? d_r_rest.data<uint8_t>() : nullptr;
   launch_backward(ctx, params.backward);
 
   const bool direct = p.HV == p.H && !p.q_norm;

@@ -1,5 +1,6 @@
 // What a chunk is before any state is known: its factors, scores P = scale (q k^T ∘ decay) and A = (I + L)^{-1} with
 // L = strictly lower part of diag(beta) (k k^T ∘ decay). All chunks in parallel.
+#include "cuda/device/reduce.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/inverse.h"
 #include "cuda/runtime/check.h"
@@ -20,6 +21,7 @@ struct Shared {
     Squares squares;
   };
   float factors[kNumFactors][kChunk];
+  float sums[3][4];  // by warp
 };
 
 template <class S>
@@ -58,9 +60,9 @@ __device__ inline void compute_factors(const Problem& p, const Chunk& chunk, int
   __syncthreads();
 }
 
-/// L to shared memory and P to `scores`; a warp has 16 rows of both.
+/// L to shared memory, P and its rest to `scores`; a warp has 16 rows of both. What tells whether keys repeat to `sums`.
 template <int K, class S>
-__device__ inline void compute_squares(S& shared, bf16* scores) {
+__device__ inline void compute_squares(S& shared, bf16* scores, float (&sums)[3]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t k_tile = device::shared_address(shared.rows.k), q_tile = device::shared_address(shared.rows.q);
   const uint32_t by_rows = lane_offset<K, true>(), by_columns = lane_offset<K, false>();
@@ -83,22 +85,32 @@ __device__ inline void compute_squares(S& shared, bf16* scores) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = 16 * warp + lane / 4 + 8 * half;
-    const float g = f[kLogDecay][i], query = f[kQueryNorm][i], key = f[kWrittenBeta][i] * f[kKeyNorm][i];
+    const float g = f[kLogDecay][i], length = f[kKeyNorm][i], query = f[kQueryNorm][i], key = f[kWrittenBeta][i] * f[kKeyNorm][i];
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
-      uint32_t pieces[2];
+      uint32_t pieces[2], rests[2];
 #pragma unroll
       for (int m = n; m < n + 2; ++m) {
         const int j = 8 * m + 2 * (lane % 4);
+        const float cosine = length * f[kKeyNorm][j] * kk[m][2 * half], next_cosine = length * f[kKeyNorm][j + 1] * kk[m][2 * half + 1];
+        sums[0] += (j < i ? 2 * cosine * cosine : 0.0f) + (j + 1 < i ? 2 * next_cosine * next_cosine : 0.0f);
+        if (j == i || j + 1 == i) {
+          const float own = j == i ? cosine : next_cosine;
+          sums[0] += own * own, sums[1] += own, sums[2] += own * own;
+        }
         const float one = j <= i ? expf(g - f[kLogDecay][j]) * f[kKeyNorm][j] : 0.0f;
         const float two = j + 1 <= i ? expf(g - f[kLogDecay][j + 1]) * f[kKeyNorm][j + 1] : 0.0f;
-        pieces[m - n] = device::pack_bf16(query * one * qk[m][2 * half], query * two * qk[m][2 * half + 1]);
+        const float p_one = query * one * qk[m][2 * half], p_two = query * two * qk[m][2 * half + 1];
+        pieces[m - n] = device::pack_bf16(p_one, p_two), rests[m - n] = rest_of(pieces[m - n], p_one, p_two);
         shared.squares.lower[i][j] = j < i ? key * one * kk[m][2 * half] : 0.0f;
         shared.squares.lower[i][j + 1] = j + 1 < i ? key * two * kk[m][2 * half + 1] : 0.0f;
       }
-      const uint2 four = paired(pieces[0], pieces[1]);
+      if (n / 2 > warp) continue;
+      const uint2 four = paired(pieces[0], pieces[1]), rest = paired(rests[0], rests[1]);
       const int column = 8 * n + pair_column();
-      *reinterpret_cast<uint2*>(reinterpret_cast<char*>(scores) + tile_offset<kChunk>(i, column / 8 * 8) + column % 8 * 2) = four;
+      char* at = reinterpret_cast<char*>(scores) + triangle_offset(i, column / 8 * 8) + column % 8 * 2;
+      *reinterpret_cast<uint2*>(at) = four;
+      *reinterpret_cast<uint2*>(at + kTriangleBytes) = rest;
     }
   }
 }
@@ -118,11 +130,21 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Problem p) {
   for (int i = threadIdx.x; i < kNumFactors * kChunk; i += kThreads) factors[i] = shared.factors[i / kChunk][i % kChunk];
   device::cp_async_wait<0>();
   __syncthreads();
-  bf16* squares = p.squares + (blockIdx.x * p.HV + j) * 3 * kSquare;
-  compute_squares<K>(shared, squares + 2 * kSquare);
+  bf16* triangles = p.triangles + (blockIdx.x * p.HV + j) * 4 * kTriangle;
+  float sums[3] = {};
+  compute_squares<K>(shared, triangles + 2 * kTriangle, sums);
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    sums[i] = device::warp_sum(sums[i]);
+    if (threadIdx.x % 32 == 0) shared.sums[i][threadIdx.x / 32] = sums[i];
+  }
   __syncthreads();
+  if (threadIdx.x == 0) {
+    const auto all = [&](int i) { return shared.sums[i][0] + shared.sums[i][1] + shared.sums[i][2] + shared.sums[i][3]; };
+    p.repeats[blockIdx.x * p.HV + j] = keys_repeat(all(0), all(1), all(2));
+  }
   invert<kThreads>(shared.squares);
-  store_split<kThreads>(shared.squares.inverse, squares);
+  store_split<kThreads>(shared.squares.inverse, triangles);
 }
 
 template <int K>

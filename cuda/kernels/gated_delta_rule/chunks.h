@@ -11,8 +11,7 @@ namespace braid::delta_cuda {
 using device::bf16;
 
 inline constexpr int kChunk = 64;
-inline constexpr int kSquare = kChunk * kChunk;
-inline constexpr int kTileBytes = kSquare * 2;  // of bf16
+inline constexpr int kTileBytes = kChunk * kChunk * 2;  // of bf16
 
 /// Rows of `factors`: what multiplies a token's row on its way in and out of a state. q and k are raw: their norms live here.
 enum Factor : int {
@@ -57,14 +56,14 @@ struct Problem {
   const void* channel_decay;  // [N, HV, K]: log decay of each channel, instead of log_decay
   bool channel_decay_is_float;
 
-  float* factors;  // [slots, HV, kNumFactors, 64]
-  bf16* squares;   // [slots, HV, num_squares(), 64, 64], in tile order: A, its rest, P = scale (q k^T ∘ decay), with decays per channel its rest
-  bf16* decayed;   // [kNumDecayed, N, HV, K], with decays per channel
-  bf16* states;    // [slots, HV, V, K]: before each chunk
-  bf16* u;         // [N, HV, V]
+  float* factors;   // [slots, HV, kNumFactors, 64]
+  bf16* triangles;  // [slots, HV, 4, kTriangle]: A, its rest, P = scale (q k^T ∘ decay), its rest
+  bf16* decayed;    // [kNumDecayed, N, HV, K], with decays per channel
+  bf16* states;     // [slots, HV, V, K]: before each chunk
+  bf16* u;          // [N, HV, V]
+  uint8_t* u_rest;  // [N, HV, V]: digits of its rest (rest.h), of chunks whose keys repeat
+  int* repeats;     // [slots, HV]: whether a chunk's keys repeat
 };
-/// A number rounded to bf16 leaves a rest, which is kept as a second bf16 where it matters.
-constexpr int num_squares(bool by_channel) { return by_channel ? 4 : 3; }
 
 void launch_chunks(Context& ctx, const Problem& p);
 void launch_channel_chunks(Context& ctx, const Problem& p);
@@ -84,6 +83,7 @@ struct BackwardParams {
   float* d_initial;      // [S, HV, K, V] or null
   bf16* d_v;             // [N, HV, V] or null
   bf16* d_r;             // [N, HV, V]: gradient of beta (v − k⁺ S), over beta
+  uint8_t* d_r_rest;     // [N, HV, V]: digits of its rest (rest.h), of chunks whose keys repeat; null: not kept
   bf16* d_states;        // [slots, HV, V, K]: gradient of the state after each chunk
 };
 void launch_backward(Context& ctx, const BackwardParams& params);
@@ -119,6 +119,13 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
 
 #ifdef __CUDACC__
 __device__ inline float written_beta(float beta) { return fabsf(beta) < kLeastBeta ? kLeastBeta : beta; }
+
+/// Whether keys repeat: the mean square of the cosine between two of a chunk is more than 1/2. What tokens write then points one way, signs may
+/// alternate, and what rounding does to each is as much as their sum. Sums over all pairs of products of keys, all squared, over those of a token
+/// with itself, and over the squares of the latter.
+__device__ inline bool keys_repeat(float all, float own, float own_squared) {
+  return own * own > 1.5f * own_squared && all - own_squared > 0.5f * (own * own - own_squared);  // and there is more than one key
+}
 
 struct Chunk {
   int64_t sequence, first;  // token

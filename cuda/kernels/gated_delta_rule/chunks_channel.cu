@@ -3,7 +3,7 @@
 //
 // Pairs are products of half floats, three digits finer than bf16: rows are brought into their range by powers of two, factors are at most 1, and
 // what is below 2^−24 beside a row's largest element counts as zero.
-#include "cuda/device/half.h"
+#include "cuda/device/reduce.h"
 #include "cuda/kernels/gated_delta_rule/inverse.h"
 #include "cuda/kernels/gated_delta_rule/levels.h"
 #include "cuda/runtime/check.h"
@@ -74,12 +74,6 @@ __device__ inline void load_factors(const Problem& p, const Chunk& chunk, int64_
   shared.factors[kWrittenBeta][i] = live ? written_beta(p.beta[token * p.HV + j]) : 0.0f;
   shared.factors[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;
   shared.factors[kQueryNorm][i] = p.scale * (live && p.q_norm ? p.q_norm[row * 2] : 1.0f);
-}
-
-__device__ inline void mma_two_f16(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
-  const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-  device::mma_f16(d0, a, first);
-  device::mma_f16(d1, a, second);
 }
 
 /// The pairs of a warp's band of 16 tokens: with those of the other half chunk, of the neighbouring band, and of their own band.
@@ -266,10 +260,62 @@ __device__ inline void store_squares(ChannelShared& shared, const TilePlace& spo
     squares.inverse[t][t] = query[t] * (shared.diagonal[0][t] + shared.diagonal[1][t]) * key[t];
   }
   __syncthreads();
-  store_split<device::kTileThreads>(squares.inverse, to + 2 * kSquare);
+  store_split<device::kTileThreads>(squares.inverse, to + 2 * kTriangle);
   __syncthreads();
   invert<device::kTileThreads>(squares);
   store_split<device::kTileThreads>(squares.inverse, to);
+}
+
+/// By the first warp. Keys that no channel remembers for long do not count: the gradients' half floats are for those that are remembered.
+__device__ inline void check_repeats(const Problem& p, const Chunk& chunk, const ChannelShared& shared, int* repeats) {
+  float largest = 0;
+  for (int64_t c = threadIdx.x; c < p.K; c += 32) largest = fmaxf(largest, (&shared.factors[0][0])[kTotals + c]);
+  largest = device::warp_max(largest);
+  if (threadIdx.x == 0 && largest <= device::fast_exp2(-1.5f * static_cast<float>(chunk.count))) *repeats = 0;
+}
+
+/// Whether keys repeat, by their first 64 channels. A block has a chunk and a head, and writes to all value heads of it.
+constexpr int kRepeatThreads = 128;
+__global__ void __launch_bounds__(kRepeatThreads) channel_repeats_kernel(Problem p) {
+  __shared__ __align__(128) unsigned char tile[kTileBytes];
+  __shared__ float norms[kChunk], sums[3][4];
+  const Chunk chunk = chunk_of(p, blockIdx.x);
+  if (chunk.count == 0) return;
+  const int64_t head = blockIdx.y, row = chunk.first * p.H + head;
+  copy_rows<kLevelKeys, kRepeatThreads>(device::shared_address(tile), p.k + row * p.K, p.H * p.K, chunk.count, threadIdx.x);
+  device::cp_async_commit();
+  if (threadIdx.x < kChunk) norms[threadIdx.x] = p.k_norm && threadIdx.x < chunk.count ? p.k_norm[(row + threadIdx.x * p.H) * 2] : 1.0f;
+  device::cp_async_wait<0>();
+  __syncthreads();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t start = device::shared_address(tile);
+  float products[8][4] = {};
+#pragma unroll
+  for (int c = 0; c < kLevelKeys; c += 16) {
+    uint32_t a[4], b[4];
+    device::ldmatrix_x4(a, start + block_at<kLevelKeys>(lane_offset<kLevelKeys, false>(), 16 * warp, c));
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+      device::ldmatrix_x4(b, start + block_at<kLevelKeys>(lane_offset<kLevelKeys, true>(), 8 * n, c));
+      mma_two(products[n], products[n + 1], a, b);
+    }
+  }
+  float all = 0, own = 0, own_squared = 0;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int t = 16 * warp + lane / 4 + i / 2 * 8, s = 8 * n + lane % 4 * 2 + i % 2;
+      const float cosine = norms[t] * norms[s] * products[n][i];
+      all += cosine * cosine;
+      if (s == t) own += cosine, own_squared += cosine * cosine;
+    }
+  all = device::warp_sum(all), own = device::warp_sum(own), own_squared = device::warp_sum(own_squared);
+  if (lane == 0) sums[0][warp] = all, sums[1][warp] = own, sums[2][warp] = own_squared;
+  __syncthreads();
+  const auto sum = [&](int i) { return sums[i][0] + sums[i][1] + sums[i][2] + sums[i][3]; };
+  const int64_t group = p.HV / p.H;
+  for (int64_t j = threadIdx.x; j < group; j += kRepeatThreads) p.repeats[blockIdx.x * p.HV + head * group + j] = keys_repeat(sum(0), sum(1), sum(2));
 }
 
 __global__ void __launch_bounds__(device::kTileThreads, 3) channel_chunk_kernel(Problem p) {
@@ -292,14 +338,17 @@ __global__ void __launch_bounds__(device::kTileThreads, 3) channel_chunk_kernel(
     add_slice(shared, spot, reach_of(lost, kRange), pairs, diagonal);
     store_decayed(p, chunk, j, key, shared, spot);
   }
+  if (threadIdx.x < 32) check_repeats(p, chunk, shared, p.repeats + lane);
   float* factors = p.factors + lane * kNumFactors * kChunk;
   for (int i = threadIdx.x; i < kNumFactors * kChunk; i += device::kTileThreads) factors[i] = shared.factors[i / kChunk][i % kChunk];
-  store_squares(shared, spot, pairs, diagonal, p.squares + lane * num_squares(true) * kSquare);
+  store_squares(shared, spot, pairs, diagonal, p.triangles + lane * 4 * kTriangle);
 }
 
 }  // namespace
 
 void launch_channel_chunks(Context& ctx, const Problem& p) {
+  const cuda::LaunchConfig repeats{.grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.H)}, .block = kRepeatThreads};
+  cuda::launch(ctx.stream(), "gated_delta_rule_channel_repeats", &channel_repeats_kernel, repeats, p);
   const cuda::LaunchConfig config{
       .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = device::kTileThreads, .shared_bytes = sizeof(ChannelShared)};
   cuda::launch(ctx.stream(), "gated_delta_rule_channel_chunks", &channel_chunk_kernel, config, p);

@@ -2,7 +2,8 @@
 //   X^T = beta (v^T − in ∘ S^T k^T),   U^T = X^T A^T,   S^T = total S^T + (out ∘ U^T) k           members
 //   O^T = q_in ∘ (S^T q^T) + U^T P^T                                                               writers
 // With a decay per channel in, out and q_in are inside the rows of k and q (`decayed`), total is a factor of each channel.
-// X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state.
+// X, A and U go into products as a bf16 and its rest: what they are wrong by never leaves the state. So does P where keys
+// repeat: the signs of U may then alternate, and what P is wrong by is a part of numbers larger than O. Writers store O, S and U.
 #include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/products.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
@@ -11,16 +12,17 @@ namespace braid::delta_cuda {
 namespace {
 
 template <int keys, int groups, int members, int stages, bool by_channel>
-struct ForwardPlan : WalkPlan<keys, groups, members, by_channel> {
-  using Walk = WalkPlan<keys, groups, members, by_channel>;
+struct ForwardPlan : WalkPlan<keys, groups, members, by_channel, 2> {
+  using Walk = WalkPlan<keys, groups, members, by_channel, 2>;
   static constexpr int kStages = stages;
-  // A member's stage: k, A, its rest, factors, v. A writer's: q, P, q_in. With decays per channel k_in and v come early, and a stage is k_out, its
-  // rest, A, its rest, factors; a writer's: q_in, P (its rest, where there is room).
-  static constexpr int kFirstStage = by_channel ? Walk::kRowBytes + groups * kSliceBytes : 0, kScoreTiles = by_channel && keys < 256 ? 2 : 1;
-  static constexpr int kInverse = (by_channel ? 2 : 1) * Walk::kRowBytes, kFactors = kInverse + 2 * kTileBytes;
+  // A member's stage: k, A, its rest, factors, v. A writer's: q, P, its rest, q_in. With decays per channel k_in and v come early, and a stage is
+  // k_out, its rest, A, its rest, factors; a writer's: q_in, P, its rest.
+  static constexpr int kFirstStage = by_channel ? Walk::kRowBytes + groups * kSliceBytes : 0;
+  static constexpr bool kScoresRest = by_channel && keys < 256;  // of every chunk, not only where keys repeat
+  static constexpr int kInverse = (by_channel ? 2 : 1) * Walk::kRowBytes, kFactors = kInverse + 2 * kTriangleBytes;
   static constexpr int kValues = by_channel ? Walk::kRowBytes : kFactors + kFactorBytes;
   static constexpr int kStageBytes = kFactors + kFactorBytes + (by_channel ? 0 : groups * kSliceBytes);
-  static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + kScoreTiles * kTileBytes;
+  static constexpr int kScores = Walk::kRowBytes, kQueryFactors = kScores + 2 * kTriangleBytes;
   static constexpr int kWriterBytes = kQueryFactors + (by_channel ? 0 : kChunk * 4);
   static constexpr int kWriters = kFirstStage + stages * kStageBytes, kPlaces = kWriters + 2 * kWriterBytes;
   static constexpr int kBarriers = kPlaces + groups * Walk::kPublished, kSharedBytes = kBarriers + Walk::kBarrierBytes;
@@ -36,7 +38,7 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
       const uint32_t stage = start + static_cast<int>(chunk % Plan::kStages) * Plan::kStageBytes;
       const int64_t lane = (x.slot + chunk) * p.HV + x.j;
       load_keys<Plan>(p, x, p.k, chunk, stage, thread);
-      copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.squares + lane * 3 * kSquare, thread);
+      copy_bytes<2 * kTriangleBytes, Plan::kLoaderThreads>(stage + Plan::kInverse, p.triangles + lane * 4 * kTriangle, thread);
       copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage + Plan::kFactors, p.factors + lane * kNumFactors * kChunk, thread);
       load_values<Plan>(p, x, p.v, chunk, stage + Plan::kValues, thread);
     }
@@ -46,7 +48,7 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
     const int64_t lane = (x.slot + chunk) * p.HV + x.j;
     load_keys<Plan>(p, x, p.q, chunk, stage, thread);
-    copy_bytes<kTileBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.squares + (lane * 3 + 2) * kSquare, thread);
+    copy_bytes<2 * kTriangleBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.triangles + (lane * 4 + 2) * kTriangle, thread);
     copy_bytes<kChunk * 4, Plan::kLoaderThreads>(stage + Plan::kQueryFactors, p.factors + (lane * kNumFactors + kQueryIn) * kChunk, thread);
     device::cp_async_commit();
   };
@@ -62,7 +64,6 @@ __device__ inline void load_chunks(const ForwardParams& params, const Lane& x, u
 
 template <class Plan>
 __device__ inline void load_channel_chunks(const ForwardParams& params, const Lane& x, uint32_t start) {
-  constexpr int kSquares = num_squares(true);
   const Problem& p = params.problem;
   const int thread = threadIdx.x - 32 * (Plan::kStateWarps + Plan::kGroups);
   const auto lane_of = [&](int64_t chunk) { return (x.slot + chunk) * p.HV + x.j; };
@@ -72,7 +73,7 @@ __device__ inline void load_channel_chunks(const ForwardParams& params, const La
     load_values<Plan>(p, x, p.v, chunk, start + Plan::kValues, thread);
   };
   const auto load_middle = [&](int64_t chunk) {
-    copy_bytes<2 * kTileBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kInverse, p.squares + lane_of(chunk) * kSquares * kSquare, thread);
+    copy_bytes<2 * kTriangleBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kInverse, p.triangles + lane_of(chunk) * 4 * kTriangle, thread);
     copy_bytes<kFactorBytes, Plan::kLoaderThreads>(stage_of(chunk) + Plan::kFactors, p.factors + lane_of(chunk) * kNumFactors * kChunk, thread);
   };
   const auto load_late = [&](int64_t chunk) {
@@ -82,8 +83,7 @@ __device__ inline void load_channel_chunks(const ForwardParams& params, const La
   const auto load_writers = [&](int64_t chunk) {
     const uint32_t stage = start + Plan::kWriters + static_cast<int>(chunk % 2) * Plan::kWriterBytes;
     load_decayed<Plan>(p, x, kQueriesIn, chunk, stage, thread);
-    copy_bytes<Plan::kScoreTiles * kTileBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.squares + (lane_of(chunk) * kSquares + 2) * kSquare,
-                                                                     thread);
+    copy_bytes<2 * kTriangleBytes, Plan::kLoaderThreads>(stage + Plan::kScores, p.triangles + (lane_of(chunk) * 4 + 2) * kTriangle, thread);
   };
   load_areas<Plan>(start, x.chunks, Loads{load_early, load_middle, load_late, load_writers});
 }
@@ -159,11 +159,13 @@ __device__ inline void write_outputs(const ForwardParams& params, const Lane& x,
   constexpr int K = Plan::K;
   const Problem& p = params.problem;
   const int64_t column = x.column + 16 * group.group, stride = p.HV * p.V;
-  const uint32_t square = lane_offset<kChunk, true>();
   __syncthreads();
   if (x.chunks > 0) group.copied();
+  unsigned all_repeats = 0;
   for (int64_t chunk = 0; chunk < x.chunks; ++chunk) {
     __syncthreads();
+    if (chunk % 32 == 0) all_repeats = x.repeats(p, chunk);
+    const bool repeats = all_repeats >> chunk % 32 & 1;
     uint32_t state[K / 16][4], u[4][4], rest[4][4];
 #pragma unroll
     for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);
@@ -174,19 +176,18 @@ __device__ inline void write_outputs(const ForwardParams& params, const Lane& x,
     float o[8][4] = {};
     multiply_state<K, K>(o, state, start + offset);
     if constexpr (!Plan::kByChannel) scale_each(o, reinterpret_cast<const float*>(memory + offset + Plan::kQueryFactors));
+    const uint32_t scores = start + offset + Plan::kScores + lane_offset<16, true>();
 #pragma unroll
     for (int l = 0; l < 4; ++l)
 #pragma unroll
       for (int m = l; m < 4; ++m) {
         uint32_t b[4];
-        const uint32_t at = start + offset + Plan::kScores + block_at<kChunk>(square, 16 * m, 16 * l);
-        device::ldmatrix_x4(b, at);
+        device::ldmatrix_x4(b, scores + triangle_block(m, l));
         mma_two(o[2 * m], o[2 * m + 1], u[l], b);
         mma_two(o[2 * m], o[2 * m + 1], rest[l], b);
-        if constexpr (Plan::kScoreTiles == 2) {
-          device::ldmatrix_x4(b, at + kTileBytes);
-          mma_two(o[2 * m], o[2 * m + 1], u[l], b);
-        }
+        if (!Plan::kScoresRest && !repeats) continue;
+        device::ldmatrix_x4(b, scores + triangle_block(m, l) + kTriangleBytes);
+        mma_two(o[2 * m], o[2 * m + 1], u[l], b);
       }
     const int64_t row = (x.first(chunk) * p.HV + x.j) * p.V + column;
     bf16* kept = p.states + (((x.slot + chunk) * p.HV + x.j) * p.V + column) * K;
@@ -194,6 +195,10 @@ __device__ inline void write_outputs(const ForwardParams& params, const Lane& x,
     for (int n = 0; n < K / 16; ++n) store_state_fragment(kept, K, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) store_fragment(p.u + row, stride, count, 16 * l, u[l]);
+    if (repeats) {
+#pragma unroll
+      for (int l = 0; l < 4; ++l) store_digits(p.u_rest + row, stride, count, 16 * l, u[l], rest[l]);
+    }
     store_sums(params.o + row, stride, count, o);
   }
 }

@@ -8,6 +8,10 @@
 // (E + E^T) one and (F + F^T) two hold all of them. d_log_decay of token t, per channel, is what crosses it: tokens' own sums with the states, from t
 // on or before it, total <S, dS>, and of pairs j < t ≤ i the rows' sums minus the columns': pairs on one side of t cancel exactly but for float32,
 // because both of their terms are the same product of the same rounded numbers.
+//
+// Where keys repeat (`repeats`) signs of a row of E may alternate, and bf16 is too coarse for its sum: pairs are then products of half floats. A
+// power of two each brings E, F, q, k and beta into their range; what is below 2^−36 beside the largest of a chunk counts as zero.
+#include "cuda/device/reduce.h"
 #include "cuda/kernels/gated_delta_rule/gradients.h"
 #include "cuda/kernels/gated_delta_rule/levels.h"
 
@@ -16,7 +20,7 @@ namespace {
 
 constexpr int kKeys = kLevelKeys, kThreads = device::kTileThreads;
 constexpr float kRange = 100;  // of products of bf16, which have the exponents of float32
-using Sizes = Shape<kKeys>;
+using Sizes = Shape<kKeys, true>;
 static_assert(Sizes::kThreads == kThreads);
 
 struct ChannelShared {
@@ -35,11 +39,69 @@ struct ChannelShared {
   float betas[kChunk];         // dR · U
   float spans[8][kLevelKeys];  // <S, dS> of each channel, by warp
   float totals[2 * kThreads];
+  float largest[5][8];  // by kind and warp
+  float powers[5];
 };
-static_assert(kStages * Sizes::kStageBytes <= sizeof(ChannelShared::Work));
+static_assert(sizeof(ChannelShared) <= 113 * 1024);  // two blocks on a multiprocessor
+
+/// The power of two that brings `largest` to about 2^12: half floats then have all their digits down to 2^−26 beside it.
+__device__ inline float power_for(float largest) {
+  const int exponent = largest > 0 ? max(min(ilogbf(largest), 100), -100) : 0;
+  return ldexpf(1.0f, 12 - exponent);
+}
+/// What E, F, q, k and beta of a chunk are multiplied by; q and k of a slice of channels.
+enum Power : int { kOfE, kOfF, kOfQuery, kOfKey, kOfBeta, kNumPowers };
+__device__ inline void share_largest(ChannelShared& shared, Power kind, float largest) {
+  largest = device::warp_max(largest);
+  if (threadIdx.x % 32 == 0) shared.largest[kind][threadIdx.x / 32] = largest;
+}
+/// Ends with a barrier.
+__device__ inline void find_powers(ChannelShared& shared, Power first, Power last) {
+  __syncthreads();
+  if (threadIdx.x >= first && threadIdx.x <= last) {
+    float largest = shared.largest[threadIdx.x][0];
+    for (int warp = 1; warp < 8; ++warp) largest = fmaxf(largest, shared.largest[threadIdx.x][warp]);
+    shared.powers[threadIdx.x] = power_for(largest);
+  }
+  __syncthreads();
+}
+
+template <bool halves>
+__device__ inline uint32_t pack(float low, float high) {
+  return halves ? device::pack_f16(low, high) : device::pack_bf16(low, high);
+}
+/// A row's pair times a factor of the row and one of each channel.
+template <bool halves>
+__device__ inline uint32_t scaled_pair(float2 x, float row, float2 factor) {
+  return halves ? scaled_halves(x, row, factor) : scaled(x, row, factor);
+}
+template <bool halves>
+__device__ inline float2 unpack(uint32_t pair) {
+  return halves ? halves_to_floats(pair) : to_floats(pair);
+}
+
+template <bool halves>
+__device__ inline void multiply(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+  if constexpr (halves) mma_two_f16(d0, d1, a, b);
+  else mma_two(d0, d1, a, b);
+}
 
 /// E and F, zeros on and above the diagonal, and the diagonals.
+template <bool halves>
 __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[kTiles][4], const float (&d_m)[kTiles][4], const Place& place) {
+  float largest_p = 0, largest_m = 0;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool below = 32 * place.part + 8 * n + 2 * (threadIdx.x % 4) + i % 2 < place.token() + i / 2 * 8;
+      largest_p = fmaxf(largest_p, below ? fabsf(d_p[n][i]) : 0.0f), largest_m = fmaxf(largest_m, below ? fabsf(d_m[n][i]) : 0.0f);
+    }
+  if constexpr (halves) {
+    share_largest(shared, kOfE, largest_p), share_largest(shared, kOfF, largest_m);
+    find_powers(shared, kOfE, kOfF);
+  }
+  const float of_p = halves ? shared.powers[kOfE] : 1.0f, of_m = halves ? shared.powers[kOfF] : 1.0f;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
 #pragma unroll
@@ -47,8 +109,8 @@ __device__ inline void store_squares(ChannelShared& shared, const float (&d_p)[k
       const int t = place.token() + 8 * half, s = 32 * place.part + 8 * n + 2 * (threadIdx.x % 4);
       const float *const p = &d_p[n][2 * half], *const m = &d_m[n][2 * half];
       const uint32_t at = tile_offset<kChunk>(t, s / 8 * 8) + s % 8 * 2;
-      *reinterpret_cast<uint32_t*>(shared.e + at) = device::pack_bf16(s < t ? p[0] : 0.0f, s + 1 < t ? p[1] : 0.0f);
-      *reinterpret_cast<uint32_t*>(shared.f + at) = device::pack_bf16(s < t ? m[0] : 0.0f, s + 1 < t ? m[1] : 0.0f);
+      *reinterpret_cast<uint32_t*>(shared.e + at) = pack<halves>(s < t ? of_p * p[0] : 0.0f, s + 1 < t ? of_p * p[1] : 0.0f);
+      *reinterpret_cast<uint32_t*>(shared.f + at) = pack<halves>(s < t ? of_m * m[0] : 0.0f, s + 1 < t ? of_m * m[1] : 0.0f);
       if (s == t) shared.diagonal[t] = p[0], shared.betas[t] = m[0];
       if (s + 1 == t) shared.diagonal[t] = p[1], shared.betas[t] = m[1];
     }
@@ -83,6 +145,7 @@ __device__ inline void load_symmetric(uint32_t (&a)[4], uint32_t tile, int band,
 }
 
 /// one += E tile, two += F tile over the pairs of a level, for this warp's 16 tokens and 32 channels.
+template <bool halves>
 __device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&tiles)[2][kTileBytes], const TilePlace& spot, int level,
                                  float (&one)[kTiles][4], float (&two)[kTiles][4]) {
   const uint32_t first = device::shared_address(tiles[0]), columns = lane_offset<kKeys, false>() ^ (spot.half * 64);
@@ -104,9 +167,9 @@ __device__ inline void add_pairs(ChannelShared& shared, const unsigned char (&ti
     for (int n = 0; n < kTiles; n += 2) {
       uint32_t b[4];
       device::ldmatrix_x4_transposed(b, first + block_at<kKeys>(columns, 16 * other, 8 * n));
-      mma_two(one[n], one[n + 1], a[0], b);
+      multiply<halves>(one[n], one[n + 1], a[0], b);
       device::ldmatrix_x4_transposed(b, first + kTileBytes + block_at<kKeys>(columns, 16 * other, 8 * n));
-      mma_two(two[n], two[n + 1], a[1], b);
+      multiply<halves>(two[n], two[n + 1], a[1], b);
     }
   }
 }
@@ -131,6 +194,7 @@ __device__ inline void add_triangle(float (&sum)[kTiles][4], const unsigned char
 }
 
 /// The gradients of a thread's elements in one slice of 64 channels.
+template <bool halves>
 struct Gradients {
   float2 q[2][4], k[2][4], from[2][4];  // from: what d_log_decay sums over tokens from its own on
 
@@ -138,6 +202,7 @@ struct Gradients {
   __device__ void begin(ChannelShared& shared, const TilePlace& spot, float scale, const float (&y)[kTiles][4], const float (&x)[kTiles][4],
                         const float (&z)[kTiles][4]) {
     auto& work = shared.work;
+    float largest_q = 0, largest_k = 0;
     TilePlace::each([&](int i, int n) {
       const int t = spot.row(i), c = spot.column(n);
       const float2 sum = *reinterpret_cast<const float2*>(&work.sums[t][c]), all = *reinterpret_cast<const float2*>(&work.sums[kChunk - 1][c]);
@@ -147,6 +212,7 @@ struct Gradients {
       const auto element = [&](float log_in, float log_out, float q_at, float k_at, float y_at, float x_at, float z_at, float& to_q, float& to_k,
                                float& to_from, float& to_keys) {
         const float in = device::fast_exp2(log_in), scaled_q = q_norm * q_at, key = k_norm * k_at;  // q_norm holds scale
+        largest_q = fmaxf(largest_q, fabsf(scaled_q)), largest_k = fmaxf(largest_k, fabsf(key));
         const float read = in * y_at, correction = in * x_at, write = device::fast_exp2(log_out) * z_at;
         to_q = scale * read + scale * diagonal * key;
         to_k = write - beta * correction + diagonal * scaled_q;
@@ -159,42 +225,59 @@ struct Gradients {
               key_sum.y);
       *reinterpret_cast<float2*>(&work.key_sums[t][c]) = key_sum;
     });
+    if constexpr (halves) {
+      share_largest(shared, kOfQuery, largest_q), share_largest(shared, kOfKey, largest_k);
+      share_largest(shared, kOfBeta, fabsf(shared.factors[kBeta][threadIdx.x % kChunk]));
+      find_powers(shared, kOfQuery, kOfBeta);
+    }
   }
 
   __device__ void add_level(ChannelShared& shared, const TilePlace& spot, float scale, int level) {
     auto& tiles = shared.work.scaled[level & 0x15 ? 0 : 1];
+    const auto power = [&](Power kind) { return halves ? shared.powers[kind] : 1.0f; };
+    const float beta_power = halves ? 0x1p-12f * power(kOfBeta) : 1.0f;
     float2 factor[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const FactorAt at(shared.work.sums, spot, i, level);
       const bool upper = spot.row(i) & level;
       const int t = spot.row(i);
-      const float key = shared.factors[kKeyNorm][t], query = shared.factors[kQueryNorm][t], negative = -shared.factors[kBeta][t] * key;
+      const float key = power(kOfKey) * shared.factors[kKeyNorm][t], query = power(kOfQuery) * shared.factors[kQueryNorm][t];
+      const float negative = -beta_power * shared.factors[kBeta][t] * key;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         factor[i][n] = at.factor(n);
         const float2 k_raw = to_floats(spot.word(shared.k, i, n)), first = upper ? to_floats(spot.word(shared.q, i, n)) : k_raw;
-        spot.word(tiles[0], i, n) = scaled(first, upper ? query : key, factor[i][n]);
-        spot.word(tiles[1], i, n) = scaled(k_raw, upper ? negative : key, factor[i][n]);
+        spot.word(tiles[0], i, n) = scaled_pair<halves>(first, upper ? query : key, factor[i][n]);
+        spot.word(tiles[1], i, n) = scaled_pair<halves>(k_raw, upper ? negative : key, factor[i][n]);
       }
     }
     __syncthreads();
     float one[kTiles][4] = {}, two[kTiles][4] = {};
-    add_pairs(shared, tiles, spot, level, one, two);
+    add_pairs<halves>(shared, tiles, spot, level, one, two);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool upper = spot.row(i) & level;
       const int t = spot.row(i);
-      const float to_q = upper ? scale : 0.0f, of_one = upper ? 0.0f : 1.0f, of_two = upper ? -shared.factors[kBeta][t] : 1.0f;
-      const float sign = upper ? 1.0f : -1.0f;
+      // Of the sums, `one` is of keys in upper halves and of queries in lower ones, `two` of keys and of −beta k.
+      const float e = 1 / power(kOfE), f_key = 1 / (power(kOfF) * power(kOfKey)), key = 1 / power(kOfKey), query = 1 / power(kOfQuery);
+      const float one_power = e * (upper ? key : query), two_power = upper ? f_key : f_key / beta_power;
+      const float to_q = upper ? scale * one_power : 0.0f, of_one = upper ? 0.0f : one_power;
+      const float of_two = upper ? -shared.factors[kBeta][t] * two_power : two_power, sign = upper ? 1.0f : -1.0f;
+      const float sign_one = sign * e * query * key, sign_two = sign * f_key * key / beta_power;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const float2 first = to_floats(spot.word(tiles[0], i, n)), second = to_floats(spot.word(tiles[1], i, n));
+        const float2 first = unpack<halves>(spot.word(tiles[0], i, n)), second = unpack<halves>(spot.word(tiles[1], i, n));
         const float2 f = factor[i][n];
         const float one_x = one[n][2 * i], one_y = one[n][2 * i + 1], two_x = two[n][2 * i], two_y = two[n][2 * i + 1];
         q[i][n].x += to_q * f.x * one_x, q[i][n].y += to_q * f.y * one_y;
         k[i][n].x += f.x * (of_one * one_x + of_two * two_x), k[i][n].y += f.y * (of_one * one_y + of_two * two_y);
-        from[i][n].x += sign * (first.x * one_x + second.x * two_x), from[i][n].y += sign * (first.y * one_y + second.y * two_y);
+        if constexpr (halves) {
+          from[i][n].x += sign_one * (first.x * one_x) + sign_two * (second.x * two_x);
+          from[i][n].y += sign_one * (first.y * one_y) + sign_two * (second.y * two_y);
+        } else {
+          from[i][n].x += sign * (first.x * one_x + second.x * two_x), from[i][n].y += sign * (first.y * one_y + second.y * two_y);
+        }
       }
     }
   }
@@ -304,45 +387,47 @@ __device__ inline void store_decays(const GradientParams& params, const Place& p
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientParams params) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  auto& shared = *reinterpret_cast<ChannelShared*>(memory);
+template <bool repeats>
+__device__ inline void compute_gradients(const GradientParams& params, const Place& place, ChannelShared& shared) {
   const Problem& p = params.backward.problem;
-  const Place place(p, blockIdx.x, blockIdx.y);
-  if (place.chunk.count == 0) return;
   const TilePlace spot;
   const int slices = static_cast<int>(p.V / kColumns);
   const uint32_t stages = device::shared_address(shared.stages);
   copy_bytes<kFactorBytes, kThreads>(device::shared_address(shared.factors), p.factors + place.lane * kNumFactors * kChunk, threadIdx.x);
-  Gradients gradients;
+  const int others = repeats ? 0 : p.repeats[place.lane];  // the other kernel's
+  Gradients<repeats> gradients;
   const StageShare<Sizes> share(p, place);
   for (int key = 0; key < p.K; key += kKeys) {
     const auto load = [&](int slice) {
-      if (slice < slices) share.load(params, slice * kColumns, key, stages + slice % kStages * Sizes::kStageBytes);
+      if (slice < slices) share.template load<repeats>(params, slice * kColumns, key, stages + slice % kStages * Sizes::kStageBytes);
       device::cp_async_commit();
     };
     copy_rows<kKeys, kThreads>(device::shared_address(shared.q), p.q + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
     copy_rows<kKeys, kThreads>(device::shared_address(shared.k), p.k + place.key_row * p.K + key, p.H * p.K, place.chunk.count, threadIdx.x);
     load(0), load(1);
+    if (others) return device::cp_async_wait<0>();
     float y[kTiles][4] = {}, x[kTiles][4] = {}, z[kTiles][4] = {}, d_p[kTiles][4] = {}, d_m[kTiles][4] = {}, span[8] = {};
     for (int slice = 0; slice < slices; ++slice) {
       device::cp_async_wait<1>();
       __syncthreads();
       load(slice + 2);
       const int stage = slice % kStages * Sizes::kStageBytes;
-      add_stage<Sizes>(y, x, z, d_p, d_m, stages + stage, place, key == 0);
+      add_stage<Sizes, repeats>(y, x, z, d_p, d_m, stages + stage, place, key == 0, false);
       add_span(span, shared.stages + stage);
     }
     __syncthreads();
-    if (key == 0) store_squares(shared, d_p, d_m, place);
+    if (key == 0) store_squares<repeats>(shared, d_p, d_m, place);
     store_span(shared, span);
-    const float lost = sum_decays(p, place.chunk, blockIdx.y, key, shared.work.sums, shared.totals);
-    const Reach reach = reach_of(lost, kRange);
+    const float lost = sum_decays(p, place.chunk, place.head, key, shared.work.sums, shared.totals);
+    Reach reach = Reach::level;
+    if constexpr (repeats) __syncthreads();  // half floats have no room for more
+    else reach = reach_of(lost, kRange);
     gradients.begin(shared, spot, p.scale, y, x, z);
     const int least = reach == Reach::level ? 1 : reach == Reach::band ? 16 : kChunk;
 #pragma unroll 1  // unrolled, the levels' registers would not fit
     for (int level = 32; level >= least; level /= 2) gradients.add_level(shared, spot, p.scale, level);
-    if (reach != Reach::level) gradients.add_square(shared, spot, p.scale, reach == Reach::chunk);
+    if constexpr (!repeats)
+      if (reach != Reach::level) gradients.add_square(shared, spot, p.scale, reach == Reach::chunk);
     gradients.store(shared, spot);
     __syncthreads();
     const int64_t at = place.row * p.K + key;
@@ -355,13 +440,26 @@ __global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientP
   if (params.d_beta && t < place.chunk.count) params.d_beta[place.row + t * p.HV] = shared.betas[t] / shared.factors[kWrittenBeta][t];
 }
 
+template <bool repeats>
+__global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(GradientParams params) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<ChannelShared*>(memory);
+  const Problem& p = params.backward.problem;
+  each_chunk<repeats>(p, [&](int64_t slot, int64_t j) {
+    const Place place(p, slot, j);
+    if (place.chunk.count > 0) compute_gradients<repeats>(params, place, shared);
+  });
+}
+
 }  // namespace
 
 void launch_channel_gradients(Context& ctx, const GradientParams& params) {
   const Problem& p = params.backward.problem;
-  const cuda::LaunchConfig config{
+  cuda::LaunchConfig config{
       .grid = {static_cast<unsigned>(p.slots), static_cast<unsigned>(p.HV)}, .block = kThreads, .shared_bytes = sizeof(ChannelShared)};
-  cuda::launch(ctx.stream(), "gated_delta_rule_channel_gradients", &channel_gradient_kernel, config, params);
+  cuda::launch(ctx.stream(), "gated_delta_rule_channel_gradients", &channel_gradient_kernel<false>, config, params);
+  config.grid = kFewBlocks;
+  cuda::launch(ctx.stream(), "gated_delta_rule_channel_gradients_of_repeats", &channel_gradient_kernel<true>, config, params);
 }
 
 }  // namespace braid::delta_cuda

@@ -83,12 +83,13 @@ __device__ inline void invert(Squares& squares) {
   __syncthreads();
 }
 
-/// A square as two tiles: rounded, and what rounding left over.
+/// A square's lower triangle as two: rounded, and what rounding left over.
 template <int threads>
 __device__ inline void store_split(const float (&square)[kChunk][kPitch], bf16* to) {
 #pragma unroll
-  for (int i = threadIdx.x; i < kSquare / 8; i += threads) {
+  for (int i = threadIdx.x; i < kChunk * kChunk / 8; i += threads) {
     const int row = i / 8, column = i % 8 * 8;
+    if (column / 16 > row / 16) continue;
     uint4 rounded, rest;
     const float* x = &square[row][column];
     const auto split = [&](uint32_t& high, uint32_t& low, int c) {
@@ -96,9 +97,9 @@ __device__ inline void store_split(const float (&square)[kChunk][kPitch], bf16* 
       low = rest_of(high, x[c], x[c + 1]);
     };
     split(rounded.x, rest.x, 0), split(rounded.y, rest.y, 2), split(rounded.z, rest.z, 4), split(rounded.w, rest.w, 6);
-    char* at = reinterpret_cast<char*>(to) + tile_offset<kChunk>(row, column);
+    char* at = reinterpret_cast<char*>(to) + triangle_offset(row, column);
     *reinterpret_cast<uint4*>(at) = rounded;
-    *reinterpret_cast<uint4*>(at + kSquare * sizeof(bf16)) = rest;
+    *reinterpret_cast<uint4*>(at + kTriangleBytes) = rest;
   }
 }
 

@@ -7,6 +7,7 @@
 // Where decays are weak fewer products hold all pairs: of a square of tokens in which a channel loses at most `range` bits, with r the middle of
 // what it loses, exp(G_t − r) and exp(r − G_s) stay below 2^(range / 2), and every pair is their product (Reach).
 #pragma once
+#include "cuda/device/half.h"
 #include "cuda/device/token_tile.h"
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
@@ -83,5 +84,18 @@ struct FactorAt {
 
 __device__ inline float2 to_floats(uint32_t pair) { return {device::low_bf16(pair), device::high_bf16(pair)}; }
 __device__ inline uint32_t scaled(float2 x, float row, float2 factor) { return device::pack_bf16(row * x.x * factor.x, row * x.y * factor.y); }
+
+// The same of half floats.
+__device__ inline float2 halves_to_floats(uint32_t pair) {
+  float2 x;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}" : "=f"(x.x), "=f"(x.y) : "r"(pair));
+  return x;
+}
+__device__ inline uint32_t scaled_halves(float2 x, float row, float2 factor) { return device::pack_f16(row * x.x * factor.x, row * x.y * factor.y); }
+__device__ inline void mma_two_f16(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+  const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+  device::mma_f16(d0, a, first);
+  device::mma_f16(d1, a, second);
+}
 
 }  // namespace braid::delta_cuda

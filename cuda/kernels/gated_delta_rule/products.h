@@ -67,7 +67,7 @@ __device__ inline void decay_state(float (&state)[Plan::kKeys / 8][4], const flo
 /// c [16, 64] = x A^T (or x A when `transposed`) for the lower triangle A, which is a bf16 and its rest, as is x.
 template <bool transposed>
 __device__ inline void multiply_inverse(float (&c)[8][4], const float (&x)[8][4], uint32_t inverse) {
-  const uint32_t lane = lane_offset<kChunk, !transposed>();
+  const uint32_t at = inverse + lane_offset<16, !transposed>();
   float small[8][4] = {};  // products with a rest, summed apart so that no sum waits for itself
 #pragma unroll
   for (int l = 0; l < 4; ++l) {
@@ -77,9 +77,9 @@ __device__ inline void multiply_inverse(float (&c)[8][4], const float (&x)[8][4]
     for (int m = 0; m < 4; ++m) {
       if (transposed ? m > l : m < l) continue;
       uint32_t b[4], b_rest[4];
-      const uint32_t at = inverse + (transposed ? block_at<kChunk>(lane, 16 * l, 16 * m) : block_at<kChunk>(lane, 16 * m, 16 * l));
-      if constexpr (transposed) device::ldmatrix_x4_transposed(b, at), device::ldmatrix_x4_transposed(b_rest, at + kTileBytes);
-      else device::ldmatrix_x4(b, at), device::ldmatrix_x4(b_rest, at + kTileBytes);
+      const uint32_t block = at + (transposed ? triangle_block(l, m) : triangle_block(m, l));
+      if constexpr (transposed) device::ldmatrix_x4_transposed(b, block), device::ldmatrix_x4_transposed(b_rest, block + kTriangleBytes);
+      else device::ldmatrix_x4(b, block), device::ldmatrix_x4(b_rest, block + kTriangleBytes);
       mma_two(c[2 * m], c[2 * m + 1], a, b);
       mma_two(small[2 * m], small[2 * m + 1], rest, b);
       mma_two(small[2 * m], small[2 * m + 1], a, b_rest);

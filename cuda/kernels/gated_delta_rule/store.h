@@ -1,6 +1,7 @@
 // Fragments of transposed matrices (columns of V as rows) to and from global memory.
 #pragma once
 #include "cuda/kernels/gated_delta_rule/chunks.h"
+#include "cuda/kernels/gated_delta_rule/rest.h"
 #include "cuda/kernels/gated_delta_rule/tiles.h"
 
 namespace braid::delta_cuda {
@@ -15,6 +16,16 @@ __device__ inline void store_tokens(bf16* to, int64_t stride, int count, int tok
 __device__ inline void store_fragment(bf16* to, int64_t stride, int count, int token, const uint32_t (&a)[4]) {
   store_tokens(to, stride, count, token, a[0], a[1]);
   store_tokens(to, stride, count, token + 8, a[2], a[3]);
+}
+/// The digits of its rest; `to` is row 0 of the group's columns.
+__device__ inline void store_digits(uint8_t* to, int64_t stride, int count, int token, const uint32_t (&a)[4], const uint32_t (&rest)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t low = to_digits(a[2 * half], rest[2 * half]), high = to_digits(a[2 * half + 1], rest[2 * half + 1]);
+    const uint32_t word = transposed(join_digits(low, high));
+    const int row = token + 8 * half + threadIdx.x % 32 / 4;
+    if (row < count) *reinterpret_cast<uint32_t*>(to + row * stride + threadIdx.x % 4 * 4) = word;
+  }
 }
 __device__ inline void store_sums(bf16* to, int64_t stride, int count, const float (&c)[8][4]) {
 #pragma unroll

@@ -1,6 +1,6 @@
 // Tiles of bf16 in shared memory and their fragments. A tile [rows, width] keeps the 16-byte pieces of a row in an order that differs
-// from row to row, so that the eight rows an ldmatrix reads at once lie in different banks. Tiles [64, 64] lie in global memory in the
-// same order and are copied as they are.
+// from row to row, so that the eight rows an ldmatrix reads at once lie in different banks. Lower triangles of [64, 64] are blocks of
+// [16, 16]; they lie in global memory in the same order and are copied as they are.
 #pragma once
 #include "cuda/device/mma.h"
 #include "cuda/device/scalar.h"
@@ -27,6 +27,15 @@ __device__ inline uint32_t lane_offset() {
 template <int width>
 __device__ inline uint32_t block_at(uint32_t lane_offset, int row, int column) {
   return (lane_offset ^ (column * 2 % 128)) + row * width * 2 + column * 2 / 128 * 128;
+}
+
+/// A lower triangle: of its 16 blocks [16, 16] the ten that are not above the diagonal, row by row.
+inline constexpr int kBlockBytes = 16 * 16 * 2, kTriangleBytes = 10 * kBlockBytes, kTriangle = kTriangleBytes / 2;
+/// Bytes to block (row, column), row >= column; within it as in a tile [16, 16].
+__host__ __device__ constexpr int triangle_block(int row, int column) { return (row * (row + 1) / 2 + column) * kBlockBytes; }
+/// Bytes to (row, column) of a triangle; column a multiple of 8.
+__device__ inline uint32_t triangle_offset(int row, int column) {
+  return triangle_block(row / 16, column / 16) + tile_offset<16>(row % 16, column % 16);
 }
 
 /// d0, d1 += a b for two n-tiles.

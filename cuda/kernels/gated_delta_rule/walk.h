@@ -21,7 +21,8 @@ inline constexpr int kPublishedBytes = 2048;         // the fragments [16, 64] o
 /// filled again. Middle and late: two places where there is room for them; where not, they are filled while members begin with early.
 enum Area : int { kEarly, kMiddle, kLate, kNumAreas };
 
-template <int keys, int groups, int members, bool by_channel>
+/// matrices: that members publish, besides the state.
+template <int keys, int groups, int members, bool by_channel, int matrices>
 struct WalkPlan {
   static constexpr int K = keys, kGroups = groups, kMembers = members, kKeys = keys / members;
   static constexpr bool kByChannel = by_channel;
@@ -29,8 +30,8 @@ struct WalkPlan {
   static constexpr int kLoaders = groups == 4 ? 4 : 2, kLoaderThreads = 32 * kLoaders;
   static constexpr int kStateWarps = groups * members, kThreads = 32 * (kStateWarps + groups + kLoaders);
   static constexpr int kRowBytes = kChunk * keys * 2;
-  /// Of a group: fragments of S^T, then of two matrices [16, 64]. Members exchange their sums in the same place.
-  static constexpr int kStateFragments = keys * 32, kPublished = kStateFragments + 2 * kPublishedBytes;
+  /// Of a group: fragments of S^T, then of matrices [16, 64]. Members exchange their sums in the same place.
+  static constexpr int kStateFragments = keys * 32, kPublished = kStateFragments + matrices * kPublishedBytes;
   static_assert(members == 1 || kPublished >= 2 * 16 * kChunk * 4);
   /// mbarriers: one a group (what it published is copied), one an area, one a group for its members' exchange.
   static constexpr int kAreaBarriers = 8 * groups, kMemberBarriers = kAreaBarriers + 8 * kNumAreas, kBarrierBytes = kMemberBarriers + 8 * groups;
@@ -48,6 +49,11 @@ struct Lane {
   }
   __device__ int count(int64_t chunk) const { return static_cast<int>(min(length - chunk * kChunk, int64_t{kChunk})); }
   __device__ int64_t first(int64_t chunk) const { return begin + chunk * kChunk; }
+  /// Bit i: whether the keys of chunk i of this one's 32 repeat. By a whole warp, once in 32 chunks: a load in every chunk would hold up others.
+  __device__ unsigned repeats(const Problem& p, int64_t chunk) const {
+    const int64_t mine = chunk / 32 * 32 + threadIdx.x % 32;
+    return __ballot_sync(0xffffffffu, mine < chunks && p.repeats[(slot + mine) * p.HV + j]);
+  }
 };
 
 /// Few lanes: more warps on each shorten the walk. Many: one warp each does the least work.
