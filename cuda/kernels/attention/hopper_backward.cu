@@ -347,14 +347,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     for (int i = 0; i < 2; ++i) {  // the first half's product with d_o runs under the exp2 of the second
       auto& half = *reinterpret_cast<Sums<kHalf>*>(&s[i * kHalf / 8]);
       auto& left_half = *reinterpret_cast<Rounded<kHalf>*>(&weights[i * kHalf / 16]);
-#pragma unroll
-      for (int j = 0; j < kHalf / 8; ++j)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float lse = load_float(stats + i * kHalf * 8 + 64 * j + 8 * c);
-          half[j][c] = exp2_approx(half[j][c] * scale_log2 - lse);
-          half[j][2 + c] = exp2_approx(half[j][2 + c] * scale_log2 - lse);
-        }
+      to_probabilities<kHalf>(half, stats + i * kHalf * 8, scale_log2);
       if (masked) mask_queries<kHalf>(half, warp_row() - ahead - i * kHalf, window, count - i * kHalf, 0);
       round_all<kHalf>(left_half, half);
       device::wgmma_fence();
@@ -364,14 +357,7 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     device::wgmma_wait<1>();
     device::settle(d_p);
     if (left == 1) release(shared.v_read());  // the next item's come under the end of this one
-#pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float delta = load_float(stats + 64 * j + 8 * c + 4);
-        s[j][c] *= d_p[j][c] - delta;
-        s[j][2 + c] *= d_p[j][2 + c] - delta;
-      }
+    to_d_scores<kQueries>(s, d_p, stats);
     round_all<kQueries>(d_s, s);
     barrier_wait(shared.d_s_read(), at.turn % 2 ^ 1);
     store_scores<kQueries>(shared.d_s(), d_s);

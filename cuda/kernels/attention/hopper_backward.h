@@ -17,6 +17,33 @@ __device__ inline float load_float(uint32_t address) {
   return value;
 }
 
+/// s = exp2(s · scale_log2 - lse), a query a column. `stats` is the shared address of this lane's first pair (lse, delta), both float32, a pair a
+/// query; lse in base 2.
+template <int kQueries>
+__device__ void to_probabilities(Sums<kQueries>& s, uint32_t stats, float scale_log2) {
+#pragma unroll
+  for (int j = 0; j < kQueries / 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float lse = load_float(stats + 64 * j + 8 * c);
+      s[j][c] = exp2_approx(s[j][c] * scale_log2 - lse);
+      s[j][2 + c] = exp2_approx(s[j][2 + c] * scale_log2 - lse);
+    }
+}
+
+/// s = s · (d_p - delta): probabilities to the gradients of scores before the scale. `stats` as in to_probabilities.
+template <int kQueries>
+__device__ void to_d_scores(Sums<kQueries>& s, const Sums<kQueries>& d_p, uint32_t stats) {
+#pragma unroll
+  for (int j = 0; j < kQueries / 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float delta = load_float(stats + 64 * j + 8 * c + 4);
+      s[j][c] *= d_p[j][c] - delta;
+      s[j][2 + c] *= d_p[j][2 + c] - delta;
+    }
+}
+
 /// As clear_rows, of pairs.
 template <int kQueries>
 __device__ void clear_pairs(uint32_t stats, int live) {

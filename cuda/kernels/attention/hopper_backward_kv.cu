@@ -142,28 +142,14 @@ __device__ void add_turns(const Problem& p, const Work& work, const Shared<P>& s
     last_stage = stage;
     device::settle(s);
     const uint32_t stats = shared.stats(stage) + odd + lane % 4 * 16;
-#pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float lse = load_float(stats + 64 * j + 8 * c);
-        s[j][c] = exp2_approx(s[j][c] * scale_log2 - lse);
-        s[j][2 + c] = exp2_approx(s[j][2 + c] * scale_log2 - lse);
-      }
+    to_probabilities<kQueries>(s, stats, scale_log2);
     const int ahead = work.ahead + first, count = work.seen_by - first;
     if (count < kQueries || needs_mask(ahead, kQueries, P::kKeys, window)) mask_queries<kQueries>(s, warp_row() - ahead, window, count, 0);
     if constexpr (P::kWithDK) {
       device::wgmma_wait<0>();
       device::settle(d_p);
       if (turn + 1 == work.turns) release(shared.keys_read());  // the next item's come under the end of this one
-#pragma unroll
-      for (int j = 0; j < kQueries / 8; ++j)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float delta = load_float(stats + 64 * j + 8 * c + 4);
-          s[j][c] *= d_p[j][c] - delta;
-          s[j][2 + c] *= d_p[j][2 + c] - delta;
-        }
+      to_d_scores<kQueries>(s, d_p, stats);
     }
     round_all<kQueries>(left, s);
     device::wgmma_fence();
