@@ -1,7 +1,7 @@
 // The backward walk, from the last chunk to the first. Of a chunk with the gradient dS of the state after it, all transposed:
 //   dU^T = out ∘ (dS^T k^T) + dO^T P,   dR^T = dU^T A,   dV = beta dR,   dS^T = total dS^T + (q_in ∘ dO^T) q − (beta in ∘ dR^T) k
 // With a decay per channel out, q_in and in are inside the rows of k and q (`decayed`), total is a factor of each channel.
-// dU, A and dR go into products as a bf16 and its rest, as in the forward walk, P where keys repeat. Writers store dS, dR and dV.
+// dU, A and dR go into products as a bf16 and its rest, as in the forward walk, dS (for dU) and P where keys repeat. Writers store dS, dR and dV.
 #include "cuda/kernels/gated_delta_rule/areas.h"
 #include "cuda/kernels/gated_delta_rule/products.h"
 #include "cuda/kernels/gated_delta_rule/store.h"
@@ -129,6 +129,7 @@ __device__ inline void walk_states(const BackwardParams& params, const Lane& x, 
     uint32_t fragments[keys / 16][4];
     to_state_fragments<keys>(fragments, state);
     multiply_state<Plan::K, keys, Plan::kByChannel>(u, fragments, early + group.member * keys * 2);
+    if (repeats) multiply_state_rest<Plan::K, keys>(u, state, early + group.member * keys * 2);
     if constexpr (!Plan::kByChannel) scale_each(u, factors + kKeyOut * kChunk);
     add_outputs<Plan>(u, values, early + Plan::kScores, group.member);
     if (repeats) add_outputs<Plan>(u, values, early + Plan::kScores + kTriangleBytes, group.member);
@@ -197,7 +198,7 @@ __device__ inline void write_gradients(const BackwardParams& params, const Lane&
     for (int n = 0; n < K / 16; ++n) group.copy(0, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments, l, r[l]), group.copy(Plan::kStateFragments + kPublishedBytes, l, v[l]);
-    if (params.d_r_rest && repeats) {
+    if (repeats) {
 #pragma unroll
       for (int l = 0; l < 4; ++l) group.copy(Plan::kStateFragments + 2 * kPublishedBytes, l, rest[l]);
     }
@@ -209,7 +210,7 @@ __device__ inline void write_gradients(const BackwardParams& params, const Lane&
     for (int n = 0; n < K / 16; ++n) store_state_fragment(kept, K, n, state[n]);
 #pragma unroll
     for (int l = 0; l < 4; ++l) store_fragment(params.d_r + row, stride, count, 16 * l, r[l]);
-    if (params.d_r_rest && repeats) {
+    if (repeats) {
 #pragma unroll
       for (int l = 0; l < 4; ++l) store_digits(params.d_r_rest + row, stride, count, 16 * l, r[l], rest[l]);
     }

@@ -90,9 +90,8 @@ void backward(Context& ctx, const GatedDeltaRule::Saved& saved, const GatedDelta
   params.backward.d_o = address_of_bf16(d_out.o), params.backward.d_final = cuda::address_of<float>(d_out.final_state);
   params.backward.d_initial = cuda::address_of<float>(d_in.initial_state), params.backward.d_v = address_of_bf16(d_in.v);
   params.backward.d_r = address_of_bf16(d_r), params.backward.d_states = address_of_bf16(d_states);
-  const bool by_head = d_in.log_decay && !p.channel_decay;  // d_log_decay is then a sum over a chunk of what cancels
-  const Tensor d_r_rest = by_head ? Tensor::empty(ctx, saved.v.shape(), DType::u8) : Tensor{};
-  params.backward.d_r_rest = by_head ? d_r_rest.data<uint8_t>() : nullptr;
+  const Tensor d_r_rest = Tensor::empty(ctx, saved.v.shape(), DType::u8);
+  params.backward.d_r_rest = d_r_rest.data<uint8_t>();
   launch_backward(ctx, params.backward);
 
   const bool direct = p.HV == p.H && !p.q_norm;

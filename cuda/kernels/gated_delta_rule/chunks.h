@@ -83,7 +83,7 @@ struct BackwardParams {
   float* d_initial;      // [S, HV, K, V] or null
   bf16* d_v;             // [N, HV, V] or null
   bf16* d_r;             // [N, HV, V]: gradient of beta (v − k⁺ S), over beta
-  uint8_t* d_r_rest;     // [N, HV, V]: digits of its rest (rest.h), of chunks whose keys repeat; null: not kept
+  uint8_t* d_r_rest;     // [N, HV, V]: digits of its rest (rest.h), of chunks whose keys repeat
   bf16* d_states;        // [slots, HV, V, K]: gradient of the state after each chunk
 };
 void launch_backward(Context& ctx, const BackwardParams& params);

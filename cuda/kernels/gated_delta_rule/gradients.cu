@@ -258,7 +258,6 @@ __device__ inline void compute_gradients(const GradientParams& params, const Pla
   const uint32_t start = device::shared_address(memory);
   const float* f = reinterpret_cast<const float*>(memory + L::kFactors);
   const typename L::Out out{reinterpret_cast<float*>(memory + L::kSums)};
-  const bool d_r_rest = params.backward.d_r_rest;
   const int slices = static_cast<int>(p.V / kColumns), steps = slices * static_cast<int>(p.K / kKeys), warp = threadIdx.x / 32;
   const int others = rests ? 0 : p.repeats[place.lane];  // the other kernel's
   const StageShare<L> share(p, place);
@@ -285,7 +284,7 @@ __device__ inline void compute_gradients(const GradientParams& params, const Pla
       __syncthreads();
       load(step + 2);
       const int stage = step % kStages * L::kStageBytes;
-      add_stage<L, rests>(y, x, z, qk, kk, start + stage, place, key == 0, d_r_rest);
+      add_stage<L, rests>(y, x, z, qk, kk, start + stage, place, key == 0);
       if (params.d_log_decay) states += dot_pieces(memory + stage + kState, memory + stage + L::kDState);
     }
     if (slices < 3) {  // the copies of k and q may still be under way

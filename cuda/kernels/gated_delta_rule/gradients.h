@@ -2,8 +2,8 @@
 // chunk and a value head.
 //
 // d_beta of a token is d_u · e with u = beta e (token form); dR is d_u, so that it is (dR · U) / beta, on the diagonal of dR U^T. (dR · v − k · X is
-// the same, but cancels where keys repeat.) Of chunks whose keys repeat U goes into products with its rest, as does dR with a decay per head
-// (`rests`): signs may alternate then, and what a bf16 is wrong by is as much as their sums.
+// the same, but cancels where keys repeat.) Of chunks whose keys repeat U and dR go into products with their rests (`rests`):
+// signs may alternate then, and what a bf16 is wrong by is as much as their sums.
 #pragma once
 #include "cuda/kernels/gated_delta_rule/chunks.h"
 #include "cuda/kernels/gated_delta_rule/rest.h"
@@ -106,7 +106,7 @@ struct StageShare {
     device::cp_async16(stage + Shape::kDState + state_to, params.backward.d_states + state_at);
     if constexpr (rests) {
       const uint8_t* from = threadIdx.x < 128 ? p.u_rest : params.backward.d_r_rest;
-      if (from && (all || first)) device::cp_async16(stage + digits_to, from + digits + column, digits_live);
+      if (all || first) device::cp_async16(stage + digits_to, from + digits + column, digits_live);
     }
   }
 };
@@ -126,22 +126,21 @@ __device__ inline void clear(float (&c)[tiles][4]) {
     for (int i = 0; i < 4; ++i) c[n][i] = 0;
 }
 
-/// y += dO S^T, x += dR S^T, z += U dS^T over a stage, [16 tokens, 32 channels]; squares: d_p += dO U^T, d_m += dR U^T. d_r_rest: its digits
-/// are there.
+/// y += dO S^T, x += dR S^T, z += U dS^T over a stage, [16 tokens, 32 channels]; squares: d_p += dO U^T, d_m += dR U^T.
 template <class Shape, bool rests>
 __device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], float (&z)[kTiles][4], float (&d_p)[Shape::kOthers][4],
-                                 float (&d_m)[Shape::kOthers][4], uint32_t stage, const Place& place, bool squares, bool d_r_rest) {
+                                 float (&d_m)[Shape::kOthers][4], uint32_t stage, const Place& place, bool squares) {
   const uint32_t rows = lane_offset<kColumns, false>() + place.block * 16 * kColumns * 2;
   const uint32_t others = lane_offset<kColumns, true>() + place.part * (Shape::kOthers * 8) * kColumns * 2;
   const uint32_t states = channels_offset<Shape>(place), digits = lane_offset<16, false>();
   uint32_t r_digits[4];
-  if (rests && d_r_rest) device::ldmatrix_x4(r_digits, stage + Shape::kDrRest + digits + place.block * 16 * kColumns);
+  if constexpr (rests) device::ldmatrix_x4(r_digits, stage + Shape::kDrRest + digits + place.block * 16 * kColumns);
 #pragma unroll
   for (int c = 0; c < kColumns; c += 16) {
     uint32_t d_o[4], d_r[4], r_rest[4], b[4];
     device::ldmatrix_x4(d_o, stage + block_at<kColumns>(rows, 0, c));
     device::ldmatrix_x4(d_r, stage + kDr + block_at<kColumns>(rows, 0, c));
-    if (rests && d_r_rest) rest_of_rows(r_rest, d_r, r_digits[c / 8], r_digits[c / 8 + 1]);
+    if constexpr (rests) rest_of_rows(r_rest, d_r, r_digits[c / 8], r_digits[c / 8 + 1]);
     if (squares) {
 #pragma unroll
       for (int n = 0; n < Shape::kOthers; n += 2) {
@@ -149,7 +148,7 @@ __device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], f
         device::ldmatrix_x4(b, stage + kU + block_at<kColumns>(others, 8 * n, c));
         mma_two(d_p[n], d_p[n + 1], d_o, b);
         mma_two(d_m[n], d_m[n + 1], d_r, b);
-        if (rests && d_r_rest) mma_two(d_m[n], d_m[n + 1], r_rest, b);
+        if constexpr (rests) mma_two(d_m[n], d_m[n + 1], r_rest, b);
         if constexpr (!rests) continue;
         uint32_t u_digits[4];
         device::ldmatrix_x4(u_digits, stage + Shape::kURest + digits + (place.part * Shape::kOthers + n) * 8 * kColumns);
@@ -163,7 +162,7 @@ __device__ inline void add_stage(float (&y)[kTiles][4], float (&x)[kTiles][4], f
       device::ldmatrix_x4_transposed(b, stage + kState + block_at<Shape::kKeys>(states, c, 8 * n));
       mma_two(y[n], y[n + 1], d_o, b);
       mma_two(x[n], x[n + 1], d_r, b);
-      if (rests && d_r_rest) mma_two(x[n], x[n + 1], r_rest, b);
+      if constexpr (rests) mma_two(x[n], x[n + 1], r_rest, b);
     }
   }
   uint32_t u_digits[4];

@@ -412,7 +412,7 @@ __device__ inline void compute_gradients(const GradientParams& params, const Pla
       __syncthreads();
       load(slice + 2);
       const int stage = slice % kStages * Sizes::kStageBytes;
-      add_stage<Sizes, repeats>(y, x, z, d_p, d_m, stages + stage, place, key == 0, false);
+      add_stage<Sizes, repeats>(y, x, z, d_p, d_m, stages + stage, place, key == 0);
       add_span(span, shared.stages + stage);
     }
     __syncthreads();

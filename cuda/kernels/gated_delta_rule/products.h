@@ -29,6 +29,23 @@ __device__ inline void to_state_fragments(uint32_t (&a)[keys / 16][4], const flo
   for (int n = 0; n < keys / 16; ++n) to_fragment(a[n], state[2 * n], state[2 * n + 1]);
 }
 
+/// The same with what the fragments lack of S^T.
+template <int K, int keys>
+__device__ inline void multiply_state_rest(float (&c)[8][4], const float (&state)[keys / 8][4], uint32_t tile) {
+  const uint32_t lane = lane_offset<K, true>();
+#pragma unroll
+  for (int n = 0; n < keys / 16; ++n) {
+    uint32_t a[4], rest[4];
+    to_fragments(a, rest, state[2 * n], state[2 * n + 1]);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      uint32_t b[4];
+      device::ldmatrix_x4(b, tile + block_at<K>(lane, 16 * m, 16 * n));
+      mma_two(c[2 * m], c[2 * m + 1], rest, b);
+    }
+  }
+}
+
 /// S^T [16, keys] += (a + rest) x for 16 tokens, from `token` on; x may have a rest, in the next tile. Two n-tiles take their turns so that no
 /// sum waits for itself.
 template <int K, int keys, bool has_rest, bool tile_has_rest = false>
