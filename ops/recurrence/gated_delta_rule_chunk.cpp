@@ -6,7 +6,7 @@
 namespace braid::delta {
 
 template <class T>
-Chunk<T>::Chunk(Arena<T>& arena, const Problem<T>& x) : K(padded(x.K)), V(padded(x.V)), decay(x.decay) {
+Chunk<T>::Chunk(Arena<T>& arena, int64_t K_, int64_t V_, Decay decay_) : K(padded(K_)), V(padded(V_)), decay(decay_) {
   const auto take = [&](int64_t count, std::initializer_list<T**> members) {
     for (T** member : members) *member = arena.take(count);
   };

@@ -30,7 +30,7 @@ class Arena {
 /// R rows (`tokens` real ones, then zeros), K and V whole vectors. Rows of [R, R] are kChunk apart.
 template <class T>
 struct Chunk {
-  Chunk(Arena<T>& arena, const Problem<T>& x);
+  Chunk(Arena<T>& arena, int64_t K, int64_t V, Decay decay);
 
   int64_t K, V, R = 0, tokens = 0;
   Decay decay;

@@ -5,6 +5,7 @@
 //   dQ⁺ = dO S^T,   dK⁺ = −dV S^T,   dK⁻ = U dS^T,   dP = dO U^T,   dM = −dV U^T,   dbeta = dR · (V − K⁺ S) − (dR U^T ∘ M) 1
 // prepare and finish know one chunk only; what runs through the sequence (sweep) is kept as short as that allows.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "ops/recurrence/decay.h"
@@ -54,16 +55,16 @@ struct Layout {
   std::vector<int64_t> first_chunk;
 };
 
-/// to [R, padded(width)] = factor · from (rows `stride` apart), zeros (or `fill`) around it.
-template <class T>
-void load_rows(const T* from, int64_t stride, int64_t tokens, int64_t width, T factor, T* to, int64_t R, T fill = T(0)) {
-  constexpr int64_t kAhead = 12, kLine = 64 / sizeof(T);  // rows are too far apart for the processor to see what comes next
+/// to [R, padded(width)] = factor · from (rows `stride` apart), zeros around it.
+template <class From, class T>
+void load_rows(const From* from, int64_t stride, int64_t tokens, int64_t width, T factor, T* to, int64_t R) {
+  constexpr int64_t kAhead = 12, kLine = 64 / sizeof(From);  // rows are too far apart for the processor to see what comes next
   const int64_t full = padded(width);
   for (int64_t i = 0; i < R; ++i) {
     const int64_t real = i < tokens && from ? width : 0;
     for (int64_t c = 0; i + kAhead < tokens && c < real; c += kLine) __builtin_prefetch(from + (i + kAhead) * stride + c);
-    if (real) array(to + i * full, real) = factor * array(from + i * stride, real);
-    array(to + i * full + real, full - real).setConstant(fill);
+    if (real) array(to + i * full, real) = factor * array(from + i * stride, real).template cast<T>();
+    array(to + i * full + real, full - real).setZero();
   }
 }
 template <class T>
@@ -72,12 +73,12 @@ void store_rows(const T* from, int64_t tokens, int64_t width, T* to, int64_t str
   for (int64_t i = 0; i < tokens; ++i) array(to + i * stride, width) = factor * array(from + i * full, width);
 }
 
-template <class T>
-void load(const Problem<T>& x, const Place& place, Chunk<T>& c) {
+template <class From, class T>
+void load(const Problem<From>& x, const Place& place, Chunk<T>& c) {
   c.tokens = place.end - place.begin;
   c.R = padded(c.tokens);
   const int64_t query_row = place.begin * x.H + x.query_head(place.head), row = place.begin * x.HV + place.head;
-  load_rows(x.q + query_row * x.K, x.H * x.K, c.tokens, x.K, x.scale, c.q, c.R);
+  load_rows(x.q + query_row * x.K, x.H * x.K, c.tokens, x.K, T(x.scale), c.q, c.R);
   load_rows(x.k + query_row * x.K, x.H * x.K, c.tokens, x.K, T(1), c.k, c.R);
   load_rows(x.v + row * x.V, x.HV * x.V, c.tokens, x.V, T(1), c.v, c.R);
   for (int64_t i = 0; i < c.R; ++i) c.beta[i] = i < c.tokens ? x.beta[row + i * x.HV] : T(0);
@@ -86,9 +87,31 @@ void load(const Problem<T>& x, const Place& place, Chunk<T>& c) {
     exponentiate(c.a, c.R * c.K);
     channel_decay_forward(c);
   } else {
-    for (int64_t i = 0; i < c.R; ++i) c.a[i] = i < c.tokens && x.log_decay ? std::exp(x.log_decay[row + i * x.HV]) : T(1);
+    for (int64_t i = 0; i < c.R; ++i) c.a[i] = i < c.tokens && x.log_decay ? std::exp(T(x.log_decay[row + i * x.HV])) : T(1);
     head_decay_forward(c);
   }
+}
+
+/// Whether pairs of tokens read most of each other: the mean square of M (keys of unit length) is far above the 1/K of random keys.
+template <class T>
+bool keys_repeat(const Chunk<T>& c) {
+  T sum = 0;
+  for (int64_t i = 1; i < c.tokens; ++i) sum += array(c.M + i * kChunk, i).square().sum();
+  return sum > T(0.125) * T(c.tokens) * T(c.tokens - 1) / 2;
+}
+
+/// A. Where keys repeat U hardly forgets: it adds up what each M_ij is wrong by, so that in float32 M and A are made in float64.
+template <class T>
+void invert(const Problem<T>& x, const Place& place, const Chunk<T>& c, T* inverse) {
+  if (std::is_same_v<T, double> || !keys_repeat(c)) return chunk::invert_unit_lower(c.R, c.M, c.beta, inverse, kChunk, c.scratch);
+  Arena<double> counting(nullptr);
+  const Chunk<double> counted(counting, x.K, x.V, x.decay);
+  Scratch<double> memory(counting.used()), result(kChunk * kChunk);
+  Arena<double> arena(memory.data());
+  Chunk<double> wide(arena, x.K, x.V, x.decay);
+  load(x, place, wide);
+  chunk::invert_unit_lower(wide.R, wide.M, wide.beta, result.data(), kChunk, wide.scratch);
+  array(inverse, kChunk * c.R) = array(result.data(), kChunk * c.R).template cast<T>();
 }
 
 /// O and U of the chunk; S [K, V] moves from its start to its end.
@@ -167,14 +190,14 @@ void walk(Context& ctx, const Problem<T>& x, bool backwards, T* states, Prepare&
   const Layout layout(x.seqs);
   const int64_t lanes = x.num_lanes(), size = padded(x.K) * padded(x.V), longest = layout.max_length(), threads = ctx.num_threads();
   Arena<T> counting(nullptr);
-  const Chunk<T> counted(counting, x);
+  const Chunk<T> counted(counting, x.K, x.V, x.decay);
   const auto place = [&](int64_t lane, int64_t step) { return layout.place(x, lane, backwards ? layout.length(lane / x.HV) - 1 - step : step); };
   if (lanes >= threads || longest <= 1) {
     const int64_t grain = std::clamp<int64_t>(lanes / threads, 1, 8);
     ctx.parallel_for(lanes, grain, [&](int64_t begin, int64_t end) {
       Scratch<T> memory(counting.used());
       Arena<T> arena(memory.data());
-      Chunk<T> c(arena, x);
+      Chunk<T> c(arena, x.K, x.V, x.decay);
       // Chunk by chunk, so that the heads of a token are read while its pages are at hand.
       for (int64_t step = 0; step < longest; ++step) {
         for (int64_t lane = begin; lane < end; ++lane) {
@@ -192,7 +215,7 @@ void walk(Context& ctx, const Problem<T>& x, bool backwards, T* states, Prepare&
   Scratch<T> memory(window * lanes * counting.used());
   Arena<T> arena(memory.data());
   std::vector<Chunk<T>> chunks;
-  for (int64_t i = 0; i < window * lanes; ++i) chunks.emplace_back(arena, x);
+  for (int64_t i = 0; i < window * lanes; ++i) chunks.emplace_back(arena, x.K, x.V, x.decay);
   for (int64_t first = 0; first < longest; first += window) {
     const auto each = [&](auto&& body) {
       return [&, body](int64_t begin, int64_t end) {
@@ -233,7 +256,7 @@ void chunked_forward(Context& ctx, const Problem<T>& x, T* o, T* final_state, co
   Scratch<T> states = padded_states(x, x.initial_state);
   const auto prepare = [&](const Place& at, Chunk<T>& c) {
     load(x, at, c);
-    chunk::invert_unit_lower(c.R, c.M, c.beta, memory.inverse + at.index * size_A, kChunk, c.scratch);
+    invert(x, at, c, memory.inverse + at.index * size_A);
   };
   const auto sweep = [&](const Place& at, Chunk<T>& c, T* S) {
     array(memory.states + at.index * size, size) = array(S, size);

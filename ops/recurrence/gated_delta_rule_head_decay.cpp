@@ -38,28 +38,29 @@ void head_decay_forward(Chunk<T>& c) {
 namespace {
 
 /// The gradient of log G_i, summed backwards over tokens, is that of log_decay. Terms that reach a token and leave it again (the
-/// diagonal of P, the last token's k⁻) cancel exactly and are left out, so that tiny gradients of strong decays keep their digits.
+/// diagonal of P, the last token's k⁻) cancel exactly and are left out, so that tiny gradients of strong decays keep their digits; those of
+/// other pairs on one side of a token cancel too, in double.
 template <class T>
 void head_log_decay_gradient(Chunk<T>& c) {
   const int64_t R = c.R, K = c.K, last = c.tokens - 1;
-  T* d_G = c.d_log_decay;
-  array(d_G, R).setZero();
-  T tail = c.total[0] * array(c.d_total, K).sum(), product = T(1);
+  double d_G[kChunk] = {}, tail = c.total[0] * array(c.d_total, K).sum();
+  T product = T(1);
   for (int64_t i = 0; i < c.tokens; ++i) {
     const int64_t r = i * kChunk;
     auto terms = array(c.scratch, padded(i + 1));
     terms = array(c.d_M + r, terms.size()) * array(c.M + r, terms.size()) + array(c.d_P + r, terms.size()) * array(c.P + r, terms.size());
     terms[i] = T(0);
-    array(d_G, terms.size()) -= terms;
+    array(d_G, terms.size()) -= terms.template cast<double>();
     product *= c.a[i];
     const auto q = array(c.q + i * K, K), k = array(c.k + i * K, K);
-    d_G[i] += terms.sum() + product * (q * array(c.d_q_in + i * K, K) + k * array(c.d_k_in + i * K, K)).sum();
+    d_G[i] += terms.template cast<double>().sum() + product * (q * array(c.d_q_in + i * K, K) + k * array(c.d_k_in + i * K, K)).sum();
     if (i == last) continue;
     const T out = c.D[(R - 1) * kChunk + i] * (k * array(c.d_k_out + i * K, K)).sum();
     d_G[i] -= out;
     tail += out;
   }
-  for (int64_t i = last; i >= 0; --i) d_G[i] = tail += d_G[i];
+  array(c.d_log_decay, R).setZero();
+  for (int64_t i = last; i >= 0; --i) c.d_log_decay[i] = static_cast<T>(tail += d_G[i]);
 }
 
 }  // namespace

@@ -15,8 +15,6 @@ struct OpCase {
   typename Op::Attrs attrs = {};
   bool any_shape = false;       // the operator takes any shape, a single number too: the law of refusals asks for no other
   bool gradcheck = true;        // off for long cases: each element costs two forward passes
-  double f32_tolerance = 1e-5;  // on outputs and gradients, against f64
-  double bf16_tolerance = 1e-2;
 };
 
 /// What an operator's inputs are, by name.
