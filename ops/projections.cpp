@@ -9,8 +9,8 @@ namespace braid {
 namespace {
 
 Tensor convolved(Context& ctx, const Tensor& y, const Sequences& seqs, const ProjectionMap& map) {
-  const bool silu = map.activation == MapActivation::silu;
-  auto out = apply<ShortConv>(ctx, {y, map.conv, map.tail ? *map.tail : Tensor{}}, {seqs, silu ? ConvActivation::silu : ConvActivation::none});
+  const auto activation = map.activation == MapActivation::silu ? ConvActivation::silu : ConvActivation::none;
+  auto out = apply<ShortConv>(ctx, {y, map.conv, map.tail ? *map.tail : Tensor{}}, {seqs, activation, map.norm_dim});
   if (map.tail) *map.tail = out.final_state;
   return out.o;
 }

@@ -111,19 +111,42 @@ void initial_state_gradient(Context& ctx, const T* d_z, const T* weight, const T
   });
 }
 
-/// d_z = d_o · act'(z), and d_weight (when wanted). z is computed again.
 template <class T>
-void activation_gradient(Context& ctx, const Window<T>& whole, ConvActivation activation, const T* d_o, T* d_z, T* d_weight, int64_t N) {
+void silu(ArrayMap<T> row) {
+  row /= T(1) + (-row).exp();
+}
+
+/// d_z from d_o, which is there, of one token with z.
+template <class T>
+void pointwise_gradient(const ShortConv::Attrs& attrs, const Row<T>& z, ArrayMap<T> d) {
+  const int64_t head = attrs.norm_dim;
+  Row<T> work = z;
+  if (head > 0) {
+    if (attrs.activation == ConvActivation::silu) silu<T>(array(work.data(), work.size()));
+    for (int64_t at = 0; at < work.size(); at += head) {
+      T* n = work.data() + at;
+      const T r = normalize_row<T>(n, head, static_cast<T>(kConvNormEps), n);
+      normalize_row_backward<T>(n, head, r, d.data() + at);
+    }
+  }
+  if (attrs.activation != ConvActivation::silu) return;
+  work = T(1) / (T(1) + (-z).exp());
+  d *= work * (T(1) + z * (T(1) - work));
+}
+
+/// d_z from d_o, in place of it where it is the same, and d_weight (when wanted). z is computed again.
+template <class T>
+void activation_gradient(Context& ctx, const Window<T>& whole, const ShortConv::Attrs& attrs, const T* d_o, T* d_z, T* d_weight, int64_t N) {
   const int64_t D = whole.D, W = whole.W;
   Matrix<T> d_taps = Matrix<T>::Zero(W, D);
   sum_over_rows<T>(ctx, N, tokens_per_range(N, D), d_weight ? W * D : 0, d_taps.data(), [&](int64_t begin, int64_t end, T* partial) {
     Window<T> window = whole;
-    Row<T> z(D), sigmoid(D);
+    Row<T> z(D);
     window.each_token(begin, end, [&](int64_t n, int64_t t, int64_t) {
-      if (activation == ConvActivation::silu) {
+      if (d_z != d_o) {
         window.convolve(n, t, array(z.data(), D));
-        sigmoid = T(1) / (T(1) + (-z).exp());
-        array(d_z + n * D, D) = array(d_o + n * D, D) * sigmoid * (T(1) + z * (T(1) - sigmoid));
+        array(d_z + n * D, D) = array(d_o + n * D, D);
+        pointwise_gradient<T>(attrs, z, array(d_z + n * D, D));
       }
       if (!d_weight) return;
       for (int64_t w = 0; w < W; ++w) array(partial + w * D, D) += array(d_z + n * D, D) * window.input(n, t, w);
@@ -166,6 +189,8 @@ ShortConv::Outputs ShortConv::allocate(Context& ctx, const Inputs& in, const Att
   check_tensor(name, "weight", in.weight, {{"D", D}, {"W"}}, acc);
   const int64_t W = in.weight.size(1);
   BRAID_CHECK(W >= 1, name, ": weight must have a width W of at least 1, got ", in.weight.shape());
+  BRAID_CHECK(attrs.norm_dim >= 0 && (attrs.norm_dim == 0 || D % attrs.norm_dim == 0), name, ": norm_dim must divide D = ", D, ", got ",
+              attrs.norm_dim);
   if (in.initial_state) check_tensor(name, "initial_state", in.initial_state, {{"S", S}, {"D", D}, {"W - 1", W - 1}}, acc);
   attrs.seqs.require_tokens(name, "x", N);
   return {Tensor::empty(ctx, in.x.shape(), in.x.dtype()), Tensor::empty(ctx, {S, D, W - 1}, acc)};
@@ -181,7 +206,9 @@ ShortConv::Saved ShortConv::forward_cpu(Context& ctx, const Inputs& in, const At
       window.each_token(begin, end, [&](int64_t n, int64_t t, int64_t) {
         auto row = array(o + n * D, D);
         window.convolve(n, t, row);
-        if (attrs.activation == ConvActivation::silu) row /= T(1) + (-row).exp();
+        if (attrs.activation == ConvActivation::silu) silu<T>(row);
+        for (int64_t at = 0; attrs.norm_dim > 0 && at < D; at += attrs.norm_dim)
+          normalize_row<T>(row.data() + at, attrs.norm_dim, static_cast<T>(kConvNormEps), row.data() + at);
       });
     });
     write_final_state<T>(ctx, in, attrs.seqs, out.final_state.data<T>());
@@ -197,8 +224,8 @@ void ShortConv::backward_cpu(Context& ctx, const Saved& saved, const Attrs& attr
     T* d_weight = data_or_null<T>(d_in.weight);
     Tensor d_z = d_out.o;
     if (d_out.o) {
-      if (attrs.activation != ConvActivation::none) d_z = Tensor::empty(ctx, d_out.o.shape(), d_out.o.dtype());
-      activation_gradient<T>(ctx, whole, attrs.activation, d_out.o.data<T>(), d_z.data<T>(), d_weight, N);
+      if (attrs.activation != ConvActivation::none || attrs.norm_dim > 0) d_z = Tensor::empty(ctx, d_out.o.shape(), d_out.o.dtype());
+      activation_gradient<T>(ctx, whole, attrs, d_out.o.data<T>(), d_z.data<T>(), d_weight, N);
     } else if (d_weight) {
       fill_zero(ctx, d_in.weight);
     }

@@ -42,7 +42,7 @@ Tensor DeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0);
   const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_heads_, head_v_dim_};
   const auto [q, k, v, b, gate] = project_each(ctx, in,
-                                               {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2),
+                                               {q_.map(ctx, in, 0, head_k_dim_), k_.map(ctx, in, 1, head_k_dim_), v_.map(ctx, in, 2),
                                                 b_ ? b_->map(ctx, MapActivation::sigmoid) : ProjectionMap{}, output_.gate_early(ctx, in.x)});
   Tensor beta;
   if (b_) {
@@ -52,8 +52,8 @@ Tensor DeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
     const Tensor zeros = Tensor::zeros(ctx, {N, num_heads_}, accumulator(q.dtype()));
     beta = apply<Scale>(ctx, {writing_strength(ctx, apply<Sigmoid>(ctx, {zeros}).y, allow_neg_eigval_)}, Scale(2)).y;
   }
-  const Tensor o =
-      recur<GatedDeltaRule>(ctx, in, {q.view(keys), k.view(keys), v.view(values), beta, {}, {}}, {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+  const Tensor o = recur<GatedDeltaRule>(ctx, in, {q.view(keys), k.view(keys), v.view(values), beta, {}, {}},
+                                         {.seqs = in.seqs, .scale = {}, .qk_l2norm = !q_.normalizes(in)});
   return output_(ctx, o, in.x, gate);
 }
 

@@ -37,13 +37,13 @@ GatedDeltaNetMixer::GatedDeltaNetMixer(const ModelConfig& config, const std::str
 Tensor GatedDeltaNetMixer::forward(Context& ctx, const MixerInput& in) const {
   const int64_t N = in.x.size(0);
   const Shape keys = {N, num_heads_, head_k_dim_}, values = {N, num_v_heads_, head_v_dim_};
-  const auto [q, k, v, b, a, gate] = project_each(
-      ctx, in,
-      {q_.map(ctx, in, 0), k_.map(ctx, in, 1), v_.map(ctx, in, 2), b_.map(ctx, MapActivation::sigmoid), a_.map(ctx), output_.gate_early(ctx, in.x)});
+  const auto [q, k, v, b, a, gate] = project_each(ctx, in,
+                                                  {q_.map(ctx, in, 0, head_k_dim_), k_.map(ctx, in, 1, head_k_dim_), v_.map(ctx, in, 2),
+                                                   b_.map(ctx, MapActivation::sigmoid), a_.map(ctx), output_.gate_early(ctx, in.x)});
   const Tensor beta = writing_strength(ctx, b, allow_neg_eigval_);
   const Tensor log_decay = apply<GdnGate>(ctx, {a, A_log_.use(ctx), dt_bias_.use(ctx)}).log_decay;
   const Tensor o = recur<GatedDeltaRule>(ctx, in, {q.view(keys), k.view(keys), v.view(values), beta, log_decay, {}},
-                                         {.seqs = in.seqs, .scale = {}, .qk_l2norm = true});
+                                         {.seqs = in.seqs, .scale = {}, .qk_l2norm = !q_.normalizes(in)});
   return output_(ctx, o, in.x, gate);
 }
 

@@ -14,8 +14,12 @@ enum class ProjectionActivation : uint8_t { never, with_conv, always };
 class Projection final : public Module {
  public:
   Projection(const ModelConfig& config, const std::string& name, const std::string& letter, int64_t out, ProjectionActivation activation);
-  /// For project_each: x [N, in] → [N, out]. With a state, `conv_idx` is this projection's place among the mixer's convolutions.
-  ProjectionMap map(Context& ctx, const MixerInput& in, int conv_idx) const;
+  /// For project_each: x [N, in] → [N, out]. With a state, `conv_idx` is this projection's place among the mixer's convolutions. norm_dim: heads of
+  /// so many channels are to be divided by their length, if `normalizes`.
+  ProjectionMap map(Context& ctx, const MixerInput& in, int conv_idx, int64_t norm_dim = 0) const;
+  /// Whether the convolution divides heads by their length, in the launch it has anyway. With a state the recurrence does: one token's convolution is
+  /// part of the product before it, whose blocks do not know whole heads.
+  bool normalizes(const MixerInput& in) const { return width_ > 0 && !in.state; }
   /// Of the convolution: elements that a sequence keeps, and floating-point operations per token.
   int64_t tail_elements() const { return width_ > 0 ? out_ * (width_ - 1) : 0; }
   double conv_flops() const { return 2.0 * static_cast<double>(out_ * width_); }

@@ -30,18 +30,13 @@ delta::Problem<T> make_problem(const GatedDeltaRule::Saved& x, const GatedDeltaR
           .initial_state = data_or_null<T>(x.initial_state)};
 }
 
-/// Rows of x divided by sqrt(sum of squares + eps); the squares are of x / max(1, |x|_max), which cannot overflow.
+/// Rows of x divided by sqrt(sum of squares + eps).
 template <class T>
 void normalize_rows(Context& ctx, const Tensor& x, const Tensor& y, const Tensor& rstd) {
   const int64_t K = x.size(-1);
   ctx.parallel_for(num_rows(x), rows_per_range(K), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const auto from = array(static_cast<const T*>(x.data<T>()) + row * K, K);
-      const T largest = std::max(T(1), from.abs().maxCoeff());
-      const T norm = std::sqrt((from / largest).square().sum() + static_cast<T>(kNormEps) / largest / largest);
-      rstd.data<T>()[row] = 1 / norm / largest;
-      array(y.data<T>() + row * K, K) = from / largest / norm;
-    }
+    for (int64_t row = begin; row < end; ++row)
+      rstd.data<T>()[row] = normalize_row<T>(x.data<T>() + row * K, K, static_cast<T>(kNormEps), y.data<T>() + row * K);
   });
 }
 
@@ -54,9 +49,7 @@ void gather_heads(Context& ctx, const T* d_y, int64_t group, const Tensor& y, co
       auto to = array(d_x.data<T>() + row * K, K);
       to = array(d_y + row * group * K, K);
       for (int64_t i = 1; i < group; ++i) to += array(d_y + (row * group + i) * K, K);
-      if (!rstd) continue;
-      const auto n = array(static_cast<const T*>(y.data<T>()) + row * K, K);
-      to = rstd.data<T>()[row] * (to - n * (to * n).sum());
+      if (rstd) normalize_row_backward<T>(y.data<T>() + row * K, K, rstd.data<T>()[row], to.data());
     }
   });
 }

@@ -31,7 +31,8 @@ __device__ inline void compute_factors(const Problem& p, const Chunk& chunk, int
     const int i = threadIdx.x;
     const bool live = i < chunk.count;
     const int64_t token = chunk.first + (live ? i : 0), at = token * p.HV + j, row = token * p.H + j / (p.HV / p.H);
-    f[kLogDecay][i] = live && p.log_decay ? fmaxf(p.log_decay[at], kNoDecay) : 0.0f;
+    const float log_decay = live && p.log_decay ? p.log_decay[at] : 0.0f;
+    f[kLogDecay][i] = log_decay < kNoDecay ? kNoDecay : log_decay;  // NaN stays
     f[kBeta][i] = live ? p.beta[at] : 0.0f;
     f[kWrittenBeta][i] = live ? written_beta(p.beta[at]) : 0.0f;
     f[kKeyNorm][i] = live && p.k_norm ? p.k_norm[row * 2] : 1.0f;

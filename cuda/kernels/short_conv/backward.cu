@@ -3,6 +3,7 @@
 #include "cuda/kernels/norms/column_sums.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
 #include "cuda/kernels/short_conv/plan.h"
+#include "ops/l2_norm.h"
 
 namespace braid {
 namespace {
@@ -40,11 +41,26 @@ struct InputGradients {
   }
 };
 
-/// d_z from z and d_o.
-__device__ inline float conv_slope(bool silu, float z, float d_o) {
-  if (!silu) return d_o;
-  const float s = device::fast_sigmoid(z);
-  return d_o * s * (1.0f + z * (1.0f - s));
+/// d_z from z and d_o, in place of d_o.
+template <bool heads, int width>
+__device__ inline void conv_slope(const device::ConvInputs& in, const float (&z)[width], float (&d)[width]) {
+  float s[width];
+#pragma unroll
+  for (int c = 0; c < width; ++c) s[c] = in.silu ? device::fast_sigmoid(z[c]) : 1.0f;
+  if constexpr (heads) {  // through o = a r: r (d_o − o Σ d_o o)
+    float o[width], dot = 0;
+#pragma unroll
+    for (int c = 0; c < width; ++c) o[c] = z[c] * s[c];
+    const float r = device::normalize_head(o, in.head_lanes, static_cast<float>(kConvNormEps));
+#pragma unroll
+    for (int c = 0; c < width; ++c) dot += d[c] * o[c];
+    dot = device::head_sum(dot, in.head_lanes);
+#pragma unroll
+    for (int c = 0; c < width; ++c) d[c] = r * (d[c] - dot * o[c]);
+  }
+  if (!in.silu) return;
+#pragma unroll
+  for (int c = 0; c < width; ++c) d[c] *= s[c] * (1.0f + z[c] * (1.0f - s[c]));
 }
 
 /// What slides over tokens in the backward. sums_j: gradient so far of input t − taps + 1 + j.
@@ -59,17 +75,18 @@ struct GradientWindow {
 #pragma unroll
       for (int c = 0; c < width; ++c) sums[j][c] = 0;
   }
-  /// Takes token t; its weights' gradient belongs to the tile that has it.
-  __device__ void take(const float (&x)[width], const float (&d_o)[width], bool silu, bool adds_weight) {
+  /// Takes token t with d = d_o; its weights' gradient belongs to the tile that has it.
+  template <bool heads>
+  __device__ void take(const device::ConvInputs& in, const float (&x)[width], float (&d)[width], bool adds_weight) {
     float z[width];
     inputs.convolve(x, z);
+    conv_slope<heads>(in, z, d);
 #pragma unroll
     for (int c = 0; c < width; ++c) {
-      const float d_z = conv_slope(silu, z[c], d_o[c]);
 #pragma unroll
       for (int j = 0; j < taps; ++j) {
-        sums[j][c] += inputs.weight[j][c] * d_z;
-        if (adds_weight) d_weight[j][c] += inputs.x[j][c] * d_z;
+        sums[j][c] += inputs.weight[j][c] * d[c];
+        if (adds_weight) d_weight[j][c] += inputs.x[j][c] * d[c];
       }
     }
   }
@@ -80,7 +97,7 @@ struct GradientWindow {
 };
 
 /// A whole tile inside one sequence, without gradients of states: nothing is asked of a token but its values.
-template <class T, int taps, int width>
+template <bool heads, class T, int taps, int width>
 __device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, taps, width>& window, int64_t begin, int64_t end, int64_t limit,
                                    int64_t d) {
   constexpr int kAhead = cuda::kConvInsideAhead;
@@ -92,7 +109,7 @@ __device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, ta
     float newest[width], gradient[width];
 #pragma unroll
     for (int c = 0; c < width; ++c) newest[c] = device::to_float(x_t.at[c]), gradient[c] = device::to_float(d_o_t.at[c]);
-    window.take(newest, gradient, p.in.silu, adds_weight);
+    window.template take<heads>(p.in, newest, gradient, adds_weight);
   };
   for (int64_t first = begin; first < end; first += kAhead) {
     Packed x_ahead[kAhead], d_ahead[kAhead];
@@ -120,8 +137,10 @@ __device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, ta
 
 // Tokens t of a tile, and those after it that its inputs reach: d_z_t = d_o_t act'(z_t) adds weight_j d_z_t to the gradient of input
 // t − taps + 1 + j, which is complete once j = 0 was added. d_weight_j = Σ_t d_z_t x_{t−taps+1+j}.
-template <class T, int taps, int width>
-__global__ void __launch_bounds__(cuda::kConvThreads, taps > 4 ? 1 : 4) short_conv_backward(BackwardParams p) {
+template <class T, int taps, int width, bool heads>
+__global__ void __launch_bounds__(cuda::kConvThreads, taps > 4    ? 1
+                                                      : width > 4 ? 2
+                                                                  : 4) short_conv_backward(BackwardParams p) {
   device::begin_overlapping();
   constexpr int kAhead = taps > 4 ? 1 : cuda::kConvAhead;
   const device::ConvInputs& in = p.in;
@@ -137,7 +156,7 @@ __global__ void __launch_bounds__(cuda::kConvThreads, taps > 4 ? 1 : 4) short_co
                       (!p.d_final_state || end + taps - 1 <= sequence.end) && (!p.d_initial_state || begin > sequence.begin);
   if (inside) {
     window.inputs.fill(in, sequence, begin, d);
-    walk_inside(p, window, begin, end, limit, d);
+    walk_inside<heads>(p, window, begin, end, limit, d);
   }
   for (int64_t first = inside ? limit : begin; first < limit; first += kAhead) {
     float ahead[kAhead][width], d_ahead[kAhead][width] = {};
@@ -156,7 +175,7 @@ __global__ void __launch_bounds__(cuda::kConvThreads, taps > 4 ? 1 : 4) short_co
         window.inputs.fill(in, sequence, t, d);
         window.clear_sums();
       }
-      window.take(ahead[i], d_ahead[i], in.silu, t < end);
+      window.template take<heads>(in, ahead[i], d_ahead[i], t < end);
       const int64_t local = t - sequence.begin;
       to.store(sequence, local - (taps - 1), window.sums[0]);
       window.shift();
@@ -178,22 +197,46 @@ __global__ void __launch_bounds__(cuda::kConvThreads, taps > 4 ? 1 : 4) short_co
 using cuda::address_of;
 using cuda::aligned16;
 
+/// Gradients of the outputs before heads are divided by their length, where that is a launch of its own.
+ShortConv::Outputs before_norm(Context& ctx, const ShortConv::Saved& saved, const ShortConv::Attrs& attrs, const ShortConv::Outputs& d_out) {
+  if (!d_out.o) return d_out;
+  const ShortConv::Inputs in{saved.x, saved.weight, saved.initial_state};
+  const ShortConv::Attrs plain = cuda::without_norm(attrs);
+  ShortConv::Outputs out = ShortConv::allocate(ctx, in, plain);
+  ShortConv::forward_cuda(ctx, in, plain, out);
+  const Shape heads = {saved.x.size(0), saved.x.size(1) / attrs.norm_dim, attrs.norm_dim};
+  L2Norm::Outputs y{Tensor::empty(ctx, heads, out.o.dtype())};
+  const L2Norm::Saved kept = L2Norm::forward_cuda(ctx, {out.o.view(heads)}, {.eps = kConvNormEps}, y);
+  L2Norm::Inputs d_plain{y.y};  // its values are not needed any more
+  L2Norm::backward_cuda(ctx, kept, {.eps = kConvNormEps}, {d_out.o.view(heads)}, d_plain);
+  return {d_plain.x.view(saved.x.shape()), d_out.final_state};
+}
+
 }  // namespace
 
 void ShortConv::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
   const int64_t N = saved.x.size(0), D = saved.x.size(1), W = saved.weight.size(1), tiles = cuda::num_conv_tiles(N);
+  const bool aligned = aligned16(saved.x) && aligned16(d_out.o) && aligned16(d_in.x);
+  const int width = attrs.norm_dim == 256 ? 8 : 4;  // of threads that divide heads
+  const bool fused = cuda::fuses_norm(saved.x.dtype(), W, D, attrs.norm_dim, aligned, width);
+  if (attrs.norm_dim > 0 && !fused) return backward_cuda(ctx, saved, cuda::without_norm(attrs), before_norm(ctx, saved, attrs, d_out), d_in);
   cuda::pass_empty_sequences(ctx, attrs.seqs, d_out.final_state, d_in.initial_state);
   const Tensor partials = d_in.weight ? Tensor::empty(ctx, {tiles, D * W}, DType::f32) : Tensor{};
-  const BackwardParams params{cuda::conv_inputs(ctx, saved.x, saved.weight, saved.initial_state, attrs),
-                              cuda::address(d_out.o),
-                              address_of<float>(d_out.final_state),
-                              cuda::address(d_in.x),
-                              address_of<float>(d_in.initial_state),
-                              address_of<float>(partials)};
-  const bool aligned = aligned16(saved.x) && aligned16(d_out.o) && aligned16(d_in.x);
-  cuda::dispatch_conv<4>(saved.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
-    cuda::launch(ctx.stream(), "short_conv_backward", &short_conv_backward<T, taps, width>, cuda::conv_config(N, D, width), params);
-  });
+  BackwardParams params{cuda::conv_inputs(ctx, saved.x, saved.weight, saved.initial_state, attrs),
+                        cuda::address(d_out.o),
+                        address_of<float>(d_out.final_state),
+                        cuda::address(d_in.x),
+                        address_of<float>(d_in.initial_state),
+                        address_of<float>(partials)};
+  if (fused) {
+    params.in.head_lanes = static_cast<int>(attrs.norm_dim / width);
+    const auto kernel = width == 8 ? &short_conv_backward<device::bf16, 4, 8, true> : &short_conv_backward<device::bf16, 4, 4, true>;
+    cuda::launch(ctx.stream(), "short_conv_norm_backward", kernel, cuda::conv_config(N, D, width), params);
+  } else {
+    cuda::dispatch_conv<4>(saved.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
+      cuda::launch(ctx.stream(), "short_conv_backward", &short_conv_backward<T, taps, width, false>, cuda::conv_config(N, D, width), params);
+    });
+  }
   if (d_in.weight) cuda::sum_partials(ctx, partials, d_in.weight);
 }
 

@@ -2,6 +2,7 @@
 #include "cuda/device/overlap.h"
 #include "cuda/kernels/sequences/empty_sequences.h"
 #include "cuda/kernels/short_conv/plan.h"
+#include "ops/l2_norm.h"
 
 namespace braid {
 namespace {
@@ -12,8 +13,18 @@ struct ForwardParams {
   float* final_state;  // [S, D, W−1]
 };
 
+/// o from z.
+template <bool heads, int width>
+__device__ inline void activate(const device::ConvInputs& in, float (&z)[width]) {
+  if (in.silu) {
+#pragma unroll
+    for (int c = 0; c < width; ++c) z[c] *= device::fast_sigmoid(z[c]);
+  }
+  if constexpr (heads) device::normalize_head(z, in.head_lanes, static_cast<float>(kConvNormEps));
+}
+
 /// A whole tile inside one sequence: nothing is asked of a token but its values.
-template <class T, int taps, int width>
+template <bool heads, class T, int taps, int width>
 __device__ inline void convolve_inside(const ForwardParams& p, device::ConvWindow<T, taps, width>& window, int64_t begin, int64_t end, int64_t d) {
   constexpr int kAhead = cuda::kConvInsideAhead;
   static_assert(cuda::kConvTokens % kAhead == 0);
@@ -29,10 +40,7 @@ __device__ inline void convolve_inside(const ForwardParams& p, device::ConvWindo
 #pragma unroll
       for (int c = 0; c < width; ++c) newest[c] = device::to_float(ahead[i].at[c]);
       window.convolve(newest, z);
-      if (p.in.silu) {
-#pragma unroll
-        for (int c = 0; c < width; ++c) z[c] *= device::fast_sigmoid(z[c]);
-      }
+      activate<heads>(p.in, z);
       device::store(o + i * p.in.D, z);
       device::shift(window.x);
     }
@@ -52,7 +60,7 @@ __device__ inline void store_final_state(const ForwardParams& p, const device::C
 }
 
 // o_t = act(Σ_j weight_j x_{t−taps+1+j}) over one tile of tokens; the last inputs of a sequence become its final state.
-template <class T, int taps, int width>
+template <class T, int taps, int width, bool heads>
 __global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(ForwardParams p) {
   constexpr int kAhead = cuda::kConvAhead;
   device::let_next_begin();
@@ -67,7 +75,7 @@ __global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(Forw
   if constexpr (width > 1) {
     if (end == begin + cuda::kConvTokens && end <= sequence.end) {
       window.fill(in, sequence, begin, d);
-      convolve_inside(p, window, begin, end, d);
+      convolve_inside<heads>(p, window, begin, end, d);
       if (end == sequence.end) store_final_state(p, window, sequence.idx, d);
       return;
     }
@@ -84,9 +92,7 @@ __global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(Forw
       if (t == sequence.end) sequence.advance();
       if (t == begin || t == sequence.begin) window.fill(in, sequence, t, d);
       window.convolve(ahead[i], z);
-#pragma unroll
-      for (int c = 0; c < width; ++c)
-        if (in.silu) z[c] *= device::fast_sigmoid(z[c]);
+      activate<heads>(in, z);
       device::store(static_cast<T*>(p.o) + t * in.D + d, z);
       device::shift(window.x);
       if (t + 1 == sequence.end) store_final_state(p, window, sequence.idx, d);
@@ -97,11 +103,26 @@ __global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(Forw
 }  // namespace
 
 ShortConv::Saved ShortConv::forward_cuda(Context& ctx, const Inputs& in, const Attrs& attrs, Outputs& out) {
-  const ForwardParams params{cuda::conv_inputs(ctx, in.x, in.weight, in.initial_state, attrs), out.o.raw(), out.final_state.data<float>()};
-  cuda::pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
+  ForwardParams params{cuda::conv_inputs(ctx, in.x, in.weight, in.initial_state, attrs), out.o.raw(), out.final_state.data<float>()};
   const int64_t N = params.in.N, D = params.in.D;
-  cuda::dispatch_conv<8>(in.x.dtype(), params.in.W, D, cuda::aligned16(in.x), [&]<class T, int taps, int width>() {
-    cuda::launch(ctx.stream(), "short_conv_forward", &short_conv_forward<T, taps, width>, cuda::conv_config(N, D, width), params);
+  const bool aligned = cuda::aligned16(in.x) && cuda::aligned16(out.o),
+             fused = cuda::fuses_norm(in.x.dtype(), params.in.W, D, attrs.norm_dim, aligned, 8);
+  if (attrs.norm_dim > 0 && !fused) {
+    Outputs plain{Tensor::empty(ctx, out.o.shape(), out.o.dtype()), out.final_state};
+    const Saved saved = forward_cuda(ctx, in, cuda::without_norm(attrs), plain);
+    const Shape heads = {N, D / attrs.norm_dim, attrs.norm_dim};
+    L2Norm::Outputs y{out.o.view(heads)};
+    L2Norm::forward_cuda(ctx, {plain.o.view(heads)}, {.eps = kConvNormEps}, y);
+    return saved;
+  }
+  cuda::pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
+  if (fused) {
+    params.in.head_lanes = static_cast<int>(attrs.norm_dim / 8);
+    cuda::launch(ctx.stream(), "short_conv_norm_forward", &short_conv_forward<device::bf16, 4, 8, true>, cuda::conv_config(N, D, 8), params);
+    return {in.x, in.weight, in.initial_state};
+  }
+  cuda::dispatch_conv<8>(in.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
+    cuda::launch(ctx.stream(), "short_conv_forward", &short_conv_forward<T, taps, width, false>, cuda::conv_config(N, D, width), params);
   });
   return {in.x, in.weight, in.initial_state};
 }

@@ -1,5 +1,7 @@
 // How the short convolution is cut: tiles of tokens, blocks of channels.
 #pragma once
+#include <algorithm>
+
 #include "cuda/kernels/operands.h"
 #include "cuda/kernels/short_conv/window.h"
 #include "cuda/runtime/check.h"
@@ -25,7 +27,19 @@ inline device::ConvInputs conv_inputs(Context& ctx, const Tensor& x, const Tenso
           .D = x.size(1),
           .S = attrs.seqs.count(),
           .W = static_cast<int>(weight.size(1)),
-          .silu = attrs.activation == ConvActivation::silu};
+          .silu = attrs.activation == ConvActivation::silu,
+          .head_lanes = 0};
+}
+
+/// Whether heads of norm_dim channels are divided by their length in the same launch: bf16, a head within a warp of threads of `width` channels.
+inline bool fuses_norm(DType dtype, int64_t W, int64_t D, int64_t norm_dim, bool aligned, int width) {
+  const int64_t lanes = norm_dim / width;
+  return dtype == DType::bf16 && W <= 4 && aligned && D % (32 * width) == 0 && norm_dim % width == 0 && (lanes == 8 || lanes == 16 || lanes == 32);
+}
+/// The same of attributes without the division.
+inline ShortConv::Attrs without_norm(ShortConv::Attrs attrs) {
+  attrs.norm_dim = 0;
+  return attrs;
 }
 
 inline int64_t num_conv_tiles(int64_t N) { return (N + kConvTokens - 1) / kConvTokens; }

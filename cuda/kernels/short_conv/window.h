@@ -13,7 +13,39 @@ struct ConvInputs {
   int64_t N, D, S;
   int W;
   bool silu;
+  int head_lanes;  // threads that share a head to be divided by its length, 8, 16 or 32; 0: none is
 };
+
+/// Sums over the `lanes` threads of a head; by whole warps.
+__device__ inline float head_sum(float x, int lanes) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, x, offset);
+    x += offset < lanes ? other : 0.0f;
+  }
+  return x;
+}
+
+/// Divides a thread's part of a head by the head's length; returns the factor. Squares that overflow are those of a smaller row instead.
+template <int width>
+__device__ inline float normalize_head(float (&a)[width], int lanes, float eps) {
+  const auto squares = [&](float factor) {
+    float sum = 0;
+#pragma unroll
+    for (int c = 0; c < width; ++c) sum += (a[c] * factor) * (a[c] * factor);
+    return head_sum(sum, lanes);
+  };
+  float sum = squares(1.0f), factor = 1.0f;
+  if (__any_sync(0xffffffffu, !(sum <= 0x1.fffffep127f))) {
+    const bool huge = !(sum <= 0x1.fffffep127f);
+    factor = huge ? 0x1p-70f : 1.0f, eps = huge ? 0.0f : eps;
+    sum = squares(factor);
+  }
+  const float r = rsqrtf(sum + eps);
+#pragma unroll
+  for (int c = 0; c < width; ++c) a[c] = a[c] * factor * r;
+  return factor * r;
+}
 
 /// `taps` weights of `width` channels; a convolution of fewer than `taps` has zeros in front.
 template <class T, int taps, int width>

@@ -1,3 +1,5 @@
+#include <cfloat>
+
 #include "cuda/device/overlap.h"
 #include "cuda/device/reduce.h"
 #include "cuda/device/scalar.h"
@@ -55,8 +57,16 @@ __device__ inline void load_key(const T* from, int64_t K, bool normalize, float*
     square += to[i] * to[i];
   }
   if (!normalize) return;
-  const float rstd = rsqrtf(device::block_sum(square, scratch) + 1e-6f);
-  for (int64_t i = threadIdx.x; i < K; i += kThreads) to[i] *= rstd;
+  square = device::block_sum(square, scratch);
+  const bool huge = !(square <= FLT_MAX);  // squares of a smaller vector then, beside whose length eps is nothing
+  const float factor = huge ? 0x1p-70f : 1.0f;
+  if (huge) {
+    square = 0;
+    for (int64_t i = threadIdx.x; i < K; i += kThreads) square += (to[i] * factor) * (to[i] * factor);
+    square = device::block_sum(square, scratch);
+  }
+  const float rstd = rsqrtf(square + (huge ? 0.0f : 1e-6f));
+  for (int64_t i = threadIdx.x; i < K; i += kThreads) to[i] = to[i] * factor * rstd;
 }
 
 // A block has 16 columns of one state, which pass through its registers once.
