@@ -47,16 +47,11 @@ __device__ inline void conv_slope(const device::ConvInputs& in, const float (&z)
   float s[width];
 #pragma unroll
   for (int c = 0; c < width; ++c) s[c] = in.silu ? device::fast_sigmoid(z[c]) : 1.0f;
-  if constexpr (heads) {  // through o = a r: r (d_o − o Σ d_o o)
-    float o[width], dot = 0;
+  if constexpr (heads) {
+    float activated[width];
 #pragma unroll
-    for (int c = 0; c < width; ++c) o[c] = z[c] * s[c];
-    const float r = device::normalize_head(o, in.head_lanes, static_cast<float>(kConvNormEps));
-#pragma unroll
-    for (int c = 0; c < width; ++c) dot += d[c] * o[c];
-    dot = device::head_sum(dot, in.head_lanes);
-#pragma unroll
-    for (int c = 0; c < width; ++c) d[c] = r * (d[c] - dot * o[c]);
+    for (int c = 0; c < width; ++c) activated[c] = z[c] * s[c];
+    device::normalize_head_backward(activated, d, in.head_lanes, static_cast<float>(kConvNormEps));
   }
   if (!in.silu) return;
 #pragma unroll

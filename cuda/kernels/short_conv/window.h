@@ -16,35 +16,75 @@ struct ConvInputs {
   int head_lanes;  // threads that share a head to be divided by its length, 8, 16 or 32; 0: none is
 };
 
-/// Sums over the `lanes` threads of a head; by whole warps.
-__device__ inline float head_sum(float x, int lanes) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, x, offset);
-    x += offset < lanes ? other : 0.0f;
-  }
-  return x;
-}
+/// Sums over the threads of a head, 8, 16 or 32 neighbours; by whole warps.
+struct HeadSums {
+  bool of_16, of_32;  // whether a head has so many threads or more
 
-/// Divides a thread's part of a head by the head's length; returns the factor. Squares that overflow are those of a smaller row instead.
+  __device__ explicit HeadSums(int lanes) : of_16(lanes >= 16), of_32(lanes == 32) {}
+  __device__ float from_pairs(float x) const {
+    x += __shfl_xor_sync(0xffffffffu, x, 2);
+    x += __shfl_xor_sync(0xffffffffu, x, 4);
+    const float of_8 = __shfl_xor_sync(0xffffffffu, x, 8);
+    x += of_16 ? of_8 : 0.0f;
+    const float of_other_half = __shfl_xor_sync(0xffffffffu, x, 16);
+    return x + (of_32 ? of_other_half : 0.0f);
+  }
+  __device__ float operator()(float x) const { return from_pairs(x + __shfl_xor_sync(0xffffffffu, x, 1)); }
+  /// Two sums at once: even threads add up x, odd ones y.
+  __device__ void operator()(float& x, float& y) const {
+    const bool odd = threadIdx.x % 2;
+    const float sum = from_pairs((odd ? y : x) + __shfl_xor_sync(0xffffffffu, odd ? x : y, 1)), other = __shfl_xor_sync(0xffffffffu, sum, 1);
+    x = odd ? other : sum, y = odd ? sum : other;
+  }
+};
+/// Squares that overflow are those of a smaller row instead, beside whose length eps is nothing. A sum that is no number counts as one that
+/// overflows.
+inline constexpr float kLargestSum = 0x1.fffffep127f, kShrink = 0x1p-70f;
+
+/// Divides a thread's part of a head by the head's length.
 template <int width>
-__device__ inline float normalize_head(float (&a)[width], int lanes, float eps) {
-  const auto squares = [&](float factor) {
+__device__ inline void normalize_head(float (&a)[width], int lanes, float eps) {
+  const HeadSums head_sum(lanes);
+  const auto squares = [&] {
     float sum = 0;
 #pragma unroll
-    for (int c = 0; c < width; ++c) sum += (a[c] * factor) * (a[c] * factor);
-    return head_sum(sum, lanes);
+    for (int c = 0; c < width; ++c) sum += a[c] * a[c];
+    return head_sum(sum);
   };
-  float sum = squares(1.0f), factor = 1.0f;
-  if (__any_sync(0xffffffffu, !(sum <= 0x1.fffffep127f))) {
-    const bool huge = !(sum <= 0x1.fffffep127f);
-    factor = huge ? 0x1p-70f : 1.0f, eps = huge ? 0.0f : eps;
-    sum = squares(factor);
+  float sum = squares();
+  if (__any_sync(0xffffffffu, !(sum <= kLargestSum))) {
+    const bool huge = !(sum <= kLargestSum);
+#pragma unroll
+    for (int c = 0; c < width; ++c) a[c] *= huge ? kShrink : 1.0f;
+    sum = squares(), eps = huge ? 0.0f : eps;
   }
   const float r = rsqrtf(sum + eps);
 #pragma unroll
-  for (int c = 0; c < width; ++c) a[c] = a[c] * factor * r;
-  return factor * r;
+  for (int c = 0; c < width; ++c) a[c] *= r;
+}
+
+/// The gradient through it in place of d: r d − a r³ Σ a d, r the factor.
+template <int width>
+__device__ inline void normalize_head_backward(float (&a)[width], float (&d)[width], int lanes, float eps) {
+  const HeadSums head_sum(lanes);
+  float sum, dot, shrink = 1;
+  const auto add_up = [&] {
+    sum = 0, dot = 0;
+#pragma unroll
+    for (int c = 0; c < width; ++c) sum += a[c] * a[c], dot += a[c] * d[c];
+    head_sum(sum, dot);
+  };
+  add_up();
+  if (__any_sync(0xffffffffu, !(sum <= kLargestSum))) {
+    const bool huge = !(sum <= kLargestSum);
+    shrink = huge ? kShrink : 1.0f, eps = huge ? 0.0f : eps;
+#pragma unroll
+    for (int c = 0; c < width; ++c) a[c] *= shrink;
+    add_up();
+  }
+  const float r = rsqrtf(sum + eps), along = r * r * dot;
+#pragma unroll
+  for (int c = 0; c < width; ++c) d[c] = r * shrink * (d[c] - along * a[c]);
 }
 
 /// `taps` weights of `width` channels; a convolution of fewer than `taps` has zeros in front.

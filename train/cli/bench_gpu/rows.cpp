@@ -50,11 +50,15 @@ void add_norms(std::vector<GpuCase>& cases) {
 }
 
 void add_convolutions(std::vector<GpuCase>& cases) {
-  for (const Split& split : token_splits())
-    add<ShortConv>(cases, "D 2048, width 4, silu, " + split.name, [split](Context& ctx, Values& values) {
+  const auto add_conv = [&](const Split& split, int64_t head) {  // divided by their length: heads of so many channels; 0: none
+    const std::string heads = head ? "heads of " + std::to_string(head) + ", " : "";
+    add<ShortConv>(cases, "D 2048, width 4, silu, " + heads + split.name, [split, head](Context& ctx, Values& values) {
       return make_run<ShortConv>(ctx, {values.uniform({N, kHidden}), values.f32({kHidden, 4}), {}},
-                                 {.seqs = split.seqs, .activation = ConvActivation::silu}, 12 * kElements);
+                                 {.seqs = split.seqs, .activation = ConvActivation::silu, .norm_dim = head}, 12 * kElements);
     });
+  };
+  for (const Split& split : token_splits()) add_conv(split, 0);
+  for (const int64_t head : {64, 128, 256}) add_conv(token_splits().front(), head);
   add<Rotary>(cases, "H 16 D 128, 16x2048", [](Context& ctx, Values& values) {
     GpuRun run = make_run<Rotary>(ctx, {values.uniform({N, 16, 128})}, {.seqs = Sequences::dense(16, 2048)}, 3 * kElements);
     run.cost.backward_bytes = 4 * kElements;  // x is not needed
