@@ -19,8 +19,6 @@ std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter_low, uint64_t coun
   return c;
 }
 
-uint32_t Random::next_u32() { return philox(state_.seed, state_.position++, stream_)[0]; }
-
 uint64_t Random::next_u64() {
   const auto words = philox(state_.seed, state_.position++, stream_);
   return uint64_t{words[0]} << 32 | words[1];

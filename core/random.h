@@ -18,7 +18,6 @@ class Random {
 
   explicit Random(uint64_t seed = 0, uint64_t stream = 0) : state_{seed, 0}, stream_(stream) {}
 
-  uint32_t next_u32();
   uint64_t next_u64();
   /// Uniform in [0, 1), 53 bits.
   double uniform();

@@ -1,7 +1,7 @@
 # Sourced by tests/run.sh and examples/quickstart.sh: installs missing Debian packages and finds tools.
 
 BRAID_PACKAGES="g++ cmake ninja-build libeigen3-dev libhdf5-dev libboost-program-options-dev libgtest-dev nlohmann-json3-dev pkg-config"
-BRAID_OPTIONAL_PACKAGES="libopenmpi-dev openmpi-bin libsentencepiece-dev"
+BRAID_OPTIONAL_PACKAGES="libopenmpi-dev openmpi-bin"
 
 missing_packages() {
   local package

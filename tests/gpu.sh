@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds with CUDA, holds every kernel to the CPU oracle, runs compute-sanitizer on small cases of every operator,
-# times every operator beside its floor and steps of 1.3B models, and compiles the kernels for sm_80 too. Prints one table last.
+# times every operator beside its floor and steps of 340M and 1.3B models, and compiles the kernels for sm_80 too. Prints one table last.
 #   tests/gpu.sh [FILTER]    FILTER: a GoogleTest filter of operator tests (default: every CUDA law)
 # Needs no Boost and no network. Extra CMake options may be given in BRAID_CMAKE_OPTIONS, those of the benchmark in BRAID_BENCH_OPTIONS
 # (--quick, --op NAME).

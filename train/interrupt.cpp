@@ -28,6 +28,5 @@ InterruptGuard::~InterruptGuard() {
 }
 
 bool interrupted() { return flag.load(); }
-void request_interrupt() { flag.store(true); }
 
 }  // namespace braid

@@ -18,7 +18,5 @@ class InterruptGuard {
 
 /// True once a guarded signal came (until the next guard is made).
 bool interrupted();
-/// Sets the flag, as a signal would.
-void request_interrupt();
 
 }  // namespace braid

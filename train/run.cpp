@@ -60,7 +60,7 @@ std::optional<CheckpointReader> resume(Trainer& trainer, const RunOptions& optio
 class RunFiles {
  public:
   RunFiles(Trainer& trainer, const RunOptions& options, TrainObserver& observer)
-      : trainer_(trainer), options_(options), observer_(observer), made_(options.directory / "checkpoints") {
+      : trainer_(trainer), options_(options), made_(options.directory / "checkpoints") {
     lock_ = lock_run(options.directory);
     remove_unfinished_checkpoints(options.directory);
     if (options.resume) {
@@ -83,16 +83,14 @@ class RunFiles {
   void save() {
     if (trainer_.steps_done() == last_saved_) return;
     metrics_->sync();
-    const Path path = write_checkpoint(trainer_.context(), options_.directory, trainer_.checkpoint(options_.config));
+    write_checkpoint(trainer_.context(), options_.directory, trainer_.checkpoint(options_.config));
     last_saved_ = trainer_.steps_done();
     prune_checkpoints(options_.directory, last_saved_, options_.keep);
-    observer_.on_checkpoint(last_saved_, path);
   }
 
  private:
   Trainer& trainer_;
   const RunOptions& options_;
-  TrainObserver& observer_;
   MadeDirectories made_;
   FileDescriptor lock_;
   std::optional<MetricsFile> metrics_;

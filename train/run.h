@@ -12,7 +12,6 @@ class TrainObserver {
  public:
   virtual ~TrainObserver() = default;
   virtual void on_step(const StepReport&) {}
-  virtual void on_checkpoint(int64_t /*step*/, const std::filesystem::path&) {}
   /// Something a person should know: a damaged checkpoint passed over, a skipped step, an interrupt.
   virtual void on_note(const std::string&) {}
 };

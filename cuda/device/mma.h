@@ -4,8 +4,6 @@
 //   d [16, 8] f32:            d[0..1] at (row, 2 pair + 0..1), d[2..3] at (row + 8, 2 pair + 0..1)
 //   a [16, 16] bf16 (m, k):   a[0] at (row, 2 pair), a[1] at (row + 8, 2 pair), a[2] at (row, 2 pair + 8), a[3] at (row + 8, 2 pair + 8)
 //   b [16, 8] bf16 (k, n):    b[0] at k = 2 pair, n = row; b[1] at k = 2 pair + 8, n = row
-//   a [16, 8] tf32 (m, k):    a[0] at (row, pair), a[1] at (row + 8, pair), a[2] at (row, pair + 4), a[3] at (row + 8, pair + 4)
-//   b [8, 8] tf32 (k, n):     b[0] at k = pair, n = row; b[1] at k = pair + 4, n = row
 #pragma once
 #include <cuda_bf16.h>
 
@@ -18,19 +16,6 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-/// d += a b, operands from to_tf32 (10 bits of mantissa), float32 sums.
-__device__ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ inline uint32_t to_tf32(float x) {
-  uint32_t result;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(x));
-  return result;
 }
 
 /// Two floats rounded to bf16 in one register, `low` in the lower half.
@@ -58,13 +43,6 @@ __device__ inline void ldmatrix_x4_transposed(uint32_t (&to)[4], uint32_t row_ad
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(row_address)
                : "memory");
-}
-/// Two matrices; lanes 0 … 15 give the row addresses.
-__device__ inline void ldmatrix_x2(uint32_t (&to)[2], uint32_t row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(row_address) : "memory");
-}
-__device__ inline void ldmatrix_x2_transposed(uint32_t (&to)[2], uint32_t row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(row_address) : "memory");
 }
 
 /// Four 8×8 matrices in the registers of ldmatrix_x4, to the rows whose addresses its lanes would give. sm_90.

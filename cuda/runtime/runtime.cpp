@@ -75,7 +75,6 @@ Event::Event() {
 }
 Event::~Event() { cudaEventDestroy(static_cast<cudaEvent_t>(native_)); }
 void Event::record(Stream stream) { check(cudaEventRecord(static_cast<cudaEvent_t>(native_), native(stream)), "cudaEventRecord"); }
-void Event::wait_on(Stream stream) const { check(cudaStreamWaitEvent(native(stream), static_cast<cudaEvent_t>(native_), 0), "cudaStreamWaitEvent"); }
 void Event::synchronize() const { check(cudaEventSynchronize(static_cast<cudaEvent_t>(native_)), "cudaEventSynchronize"); }
 double Event::elapsed_ms(const Event& begin, const Event& end) {
   float ms = 0;

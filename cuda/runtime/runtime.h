@@ -41,8 +41,6 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(Stream stream);
-  /// Makes later work of `stream` wait for this event, without stopping the host.
-  void wait_on(Stream stream) const;
   /// Stops the host until the event has happened.
   void synchronize() const;
   /// Milliseconds between two events that have happened.

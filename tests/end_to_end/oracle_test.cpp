@@ -91,6 +91,14 @@ TEST(Check, WhatATypeCannotHoldIsNoError) {
   }
 }
 
+TEST(Check, ReadsWhatPyTorchsWriterAdds) {
+  const Workspace space;
+  Copy copy = read_case("retention.safetensors");
+  copy.metadata["format"] = "pt";
+  write(space, copy);
+  expect_done(braid_program({"check", "c.safetensors"}, space));
+}
+
 TEST(Check, RefusesFilesThatCannotBeChecked) {
   const Workspace space;
   const auto refused = [&](const std::string& named, auto change, const char* name = "gated_delta_rule.safetensors") {
@@ -111,6 +119,7 @@ TEST(Check, RefusesFilesThatCannotBeChecked) {
   refused(
       "activation", [](Copy& c) { c.metadata["activation"] = "relu"; }, "short_conv.safetensors");
   refused("scale", [](Copy& c) { c.metadata["scale"] = "large"; });
+  refused("has no attribute scael, only scale, qk_l2norm", [](Copy& c) { c.metadata["scael"] = "1"; });
   refused("d_o", [](Copy& c) { c.drop("d_o"), c.drop("d_final_state"); });
   refused("got none", [](Copy& c) {
     for (const char* name : {"o", "final_state", "d_q", "d_k", "d_v", "d_beta", "d_log_decay", "d_initial_state"}) c.drop(name);

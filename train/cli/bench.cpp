@@ -75,9 +75,9 @@ Json bench_operators(Context& ctx, const Ceilings& ceilings, const std::vector<s
                     {"tokens_per_s", tokens_per_s}});
   }
   table.print(std::cout);
-  std::cout
-      << "floor: max(operations / product speed, bytes / copy speed), counted; below 1 x floor the data stayed in the caches; MB and GFLOP: of\n"
-         "forward and backward; extra MB: most memory of tensors at once besides inputs, outputs and gradients\n\n";
+  std::cout << "floor: max(operations / product speed, bytes / copy speed), counted, at the speeds above; below 1 x floor the data stayed in the\n"
+               "caches or, where operations make the floor, the cores were faster than while that speed was measured; MB and GFLOP: of forward\n"
+               "and backward; extra MB: most memory of tensors at once besides inputs, outputs and gradients\n\n";
   return list;
 }
 

@@ -137,10 +137,11 @@ int report(const std::vector<Row>& rows, const std::string& json_path) {
 int run_check(const Arguments& arguments) {
   CheckOptions o;
   Options options("check", "compare operator outputs and gradients with the token-by-token form in float64",
-                  "braid check my_kernel.safetensors --json verdict.json");
+                  "braid check my_kernel.safetensors --json verdict.json\n\n" + check_file_help());
   options.list("file", "check files: safetensors with inputs, outputs and gradients", o.files);
   options.positional("file");
   options.require("file");
+  options.reads({"file"});
   options.choice("dtype", "also run Braid's own operator on the files' inputs, in this type, and check it", o.dtype, {"f64", "f32", "bf16"});
   options.number("tolerance", "bound on rms(error) / rms(reference), a block's error may be 4 times it; 0: by type, 1e-9 f64, 1e-5 f32, 5e-3 bf16",
                  o.tolerance);

@@ -34,11 +34,15 @@ int run_convert(const Arguments& arguments) {
   options.require("to");
   options.choice("as", "what to write; a run holds the values at step 0: 'braid train --resume' starts from them with a new optimizer", form,
                  {"directory", "run"});
-  options.choice("dtype", "of the values in a model directory", dtype, {"f32", "bf16"});
+  options.choice("dtype", "of the values in a model directory (a run's are f32)", dtype, {"f32", "bf16"});
+  options.reads({"from", "to"});
   options.json(json);
   if (!options.parse(arguments)) return kDone;
   require_path("--from", from);
   require_writable_directory("--to", to);
+  if (form == "run") require_place_for_run("--to", to);
+  else require_place_for_model("--to", to);
+  BRAID_CHECK(form == "directory" || dtype == "f32", "--dtype must be f32 with --as run, whose values are float32, got ", dtype);
   require_writable_file("--json", json);
   Context ctx(0);
   const auto model = load_named_model(ctx, "--from", from, DType::f32);

@@ -36,6 +36,7 @@ void declare(Options& options, EvalOptions& o) {
   options.integer("seed", "recall: of the examples; give the one trained with", o.seed, 0, std::numeric_limits<int64_t>::max());
   options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
+  options.reads({"model", "data"});
   options.json(o.json);
 }
 

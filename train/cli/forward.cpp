@@ -67,14 +67,14 @@ int run_forward(const Arguments& arguments) {
   options.flag("grad", "also the gradient of the loss for every parameter", o.grad);
   options.choice("dtype", "what is computed in", o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
+  options.reads({"model", "tokens"});
+  options.writes("out");
   options.json(o.json);
   if (!options.parse(arguments)) return kDone;
   require_path("--model", o.model);
   require_file("--tokens", o.tokens);
   require_writable_file("--out", o.out);
   require_writable_file("--json", o.json);
-  std::error_code absent;
-  BRAID_CHECK(!std::filesystem::equivalent(o.tokens, o.out, absent), "--out must not be the file of --tokens, got ", o.out);
   const DType dtype = parse_compute_dtype("--dtype", o.dtype), out_dtype = accumulator(dtype);
   Context ctx = make_context(o.device, dtype);
   const auto model = load_named_model(ctx, "--model", o.model, out_dtype);

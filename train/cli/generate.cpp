@@ -68,6 +68,7 @@ void declare(Options& options, GenerateOptions& o) {
   options.choice("dtype", "what is computed in (default: f32 on the CPU, bf16 on a GPU: the delta rule takes a prompt in chunks in no other there)",
                  o.dtype, {"f64", "f32", "bf16"});
   options.device(o.device);
+  options.reads({"model", "prompt-file"});
   options.json(o.json);
 }
 

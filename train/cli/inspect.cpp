@@ -66,9 +66,9 @@ Json describe_config(const ModelConfig& config) {
   return {{"config", to_json(config)}, {"parameters", cost.parameters}};
 }
 
-Json inspect_checkpoint(const std::string& path) {
+Json inspect_checkpoint(const CheckpointReader& checkpoint) {
   Context ctx(1);
-  const CheckpointReader checkpoint{Path(path)};
+  const std::string path = checkpoint.directory().string();
   std::cout << path << ": checkpoint of step " << checkpoint.step() << ", whole\n";
   Json result = describe_config(parse_config(std::string_view(checkpoint.config())));
   Table table({"parameter", "dtype", "shape", "rms"});
@@ -104,19 +104,17 @@ Json inspect_model_directory(const std::string& path) {
 Json inspect_any(const std::string& path, bool verify) {
   switch (source_kind(path)) {
     case SourceKind::checkpoint:
-      return inspect_checkpoint(path);
+    case SourceKind::run:
+      return inspect_checkpoint(named_checkpoint("--file", path));
     case SourceKind::model_directory:
       return inspect_model_directory(path);
-    case SourceKind::run: {
-      std::vector<std::string> notes;
-      const auto newest = newest_whole_checkpoint(path, notes);
-      for (const std::string& note : notes) std::cout << note << '\n';
-      BRAID_CHECK(newest, "--file: the run ", path, " holds no whole checkpoint");
-      return inspect_checkpoint(newest->directory().string());
-    }
     case SourceKind::other:
       break;
   }
+  std::error_code error;
+  BRAID_CHECK(
+      !std::filesystem::is_directory(path, error),
+      "--file must be a file, a model directory (with config.json), a run (with checkpoints) or a whole checkpoint (with manifest.json), got ", path);
   require_file("--file", path);
   return is_hdf5(path) || Path(path).extension() == ".h5" ? inspect_dataset(path, verify) : inspect_safetensors(path);
 }
@@ -131,6 +129,7 @@ int run_inspect(const Arguments& arguments) {
   options.text("file", "what to look into", path);
   options.positional("file");
   options.require("file");
+  options.reads({"file"});
   options.flag("verify", "data sets: read all tokens and compare the checksum", verify);
   options.json(json_path);
   if (!options.parse(arguments)) return kDone;

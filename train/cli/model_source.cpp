@@ -10,18 +10,27 @@ namespace braid::cli {
 namespace fs = std::filesystem;
 namespace {
 
-/// The checkpoint that `path`, a run or a checkpoint, stands for. What was passed over is told on stderr.
-CheckpointReader checkpoint_at(const std::string& option, const std::string& path) {
-  if (source_kind(path) == SourceKind::checkpoint) return CheckpointReader(path);
-  std::vector<std::string> notes;
-  auto newest = newest_whole_checkpoint(path, notes);
-  if (!newest) fail(option, " must hold a whole checkpoint, got ", path, notes.empty() ? "" : ": " + notes.back());
-  for (const std::string& note : notes) std::cerr << note << '\n';
-  return std::move(*newest);
+bool holds(const std::string& directory, const char* name) {
+  std::error_code error;
+  return fs::exists(fs::path(directory) / name, error);
 }
 
 [[noreturn]] void refuse_source(const std::string& option, const std::string& path) {
   fail(option, " must be a model directory (with config.json), a run or a checkpoint, got ", path);
+}
+
+void load_directory(Context& ctx, const std::string& path, const HybridLm& model, DType dtype) {
+  std::vector<std::string> notes;
+  load_model_values(ctx, path, model, dtype, notes);
+  for (const std::string& note : notes) std::cerr << "note: " << note << '\n';
+}
+
+void load_checkpoint(Context& ctx, const std::string& path, const CheckpointReader& checkpoint, const HybridLm& model, DType dtype) {
+  for (Parameter* parameter : model.parameters()) {
+    const Tensor tensor = checkpoint.read(ctx, CheckpointReader::Group::parameters, parameter->name);
+    BRAID_CHECK(tensor.shape() == parameter->shape, path, ": ", parameter->name, " must be ", parameter->shape, ", got ", tensor.shape());
+    parameter->value = converted(ctx, tensor, dtype);
+  }
 }
 
 }  // namespace
@@ -30,9 +39,32 @@ SourceKind source_kind(const std::string& path) {
   std::error_code error;
   const fs::path directory(path);
   if (!fs::is_directory(directory, error)) return SourceKind::other;
-  if (fs::exists(directory / "manifest.json", error)) return SourceKind::checkpoint;
-  if (fs::exists(directory / "config.json", error)) return SourceKind::model_directory;
+  if (holds(path, "manifest.json")) return SourceKind::checkpoint;
+  if (holds(path, "config.json")) return list_checkpoints(directory).empty() ? SourceKind::model_directory : SourceKind::run;
   return fs::is_directory(directory / "checkpoints", error) ? SourceKind::run : SourceKind::other;
+}
+
+CheckpointReader named_checkpoint(const std::string& option, const std::string& path) {
+  if (source_kind(path) == SourceKind::checkpoint) return CheckpointReader(path);
+  std::vector<std::string> notes;
+  auto newest = newest_whole_checkpoint(path, notes);
+  if (!newest) fail(option, " must hold a whole checkpoint, got ", path, notes.empty() ? "" : ": " + notes.back());
+  for (const std::string& note : notes) std::cerr << note << '\n';
+  if (holds(path, "config.json"))
+    std::cerr << "note: " << path << " holds a run and a model directory; read was the run's " << newest->directory().string() << '\n';
+  return std::move(*newest);
+}
+
+void require_place_for_run(const std::string& option, const std::string& path) {
+  BRAID_CHECK(!holds(path, "config.json"), option, " must be a run or a new directory, got ", path,
+              ", which holds a model directory (config.json); choose another directory, or take config.json away");
+  BRAID_CHECK(!holds(path, "manifest.json"), option, " must be a run or a new directory, got the checkpoint ", path);
+}
+
+void require_place_for_model(const std::string& option, const std::string& path) {
+  const SourceKind kind = source_kind(path);
+  BRAID_CHECK(kind != SourceKind::run, option, " must be a model directory or a new one, got the run ", path, "; choose another directory");
+  BRAID_CHECK(kind != SourceKind::checkpoint, option, " must be a model directory or a new one, got the checkpoint ", path);
 }
 
 ModelConfig named_config(const std::string& option, const std::string& model) {
@@ -42,7 +74,7 @@ ModelConfig named_config(const std::string& option, const std::string& model) {
       return read_model_config(fs::path(model) / "config.json");
     case SourceKind::run:
     case SourceKind::checkpoint:
-      return parse_config(std::string_view(checkpoint_at(option, model).config()));
+      return parse_config(std::string_view(named_checkpoint(option, model).config()));
     case SourceKind::other:
       break;
   }
@@ -58,24 +90,21 @@ ModelConfig named_config(const std::string& option, const std::string& model) {
 void load_named_values(Context& ctx, const std::string& option, const std::string& path, const HybridLm& model, DType dtype) {
   const SourceKind kind = source_kind(path);
   if (kind == SourceKind::other) refuse_source(option, path);
-  if (kind == SourceKind::model_directory) {
-    std::vector<std::string> notes;
-    load_model_values(ctx, path, model, dtype, notes);
-    for (const std::string& note : notes) std::cerr << "note: " << note << '\n';
-    return;
-  }
-  const CheckpointReader checkpoint = checkpoint_at(option, path);
-  for (Parameter* parameter : model.parameters()) {
-    const Tensor tensor = checkpoint.read(ctx, CheckpointReader::Group::parameters, parameter->name);
-    BRAID_CHECK(tensor.shape() == parameter->shape, path, ": ", parameter->name, " must be ", parameter->shape, ", got ", tensor.shape());
-    parameter->value = converted(ctx, tensor, dtype);
-  }
+  if (kind == SourceKind::model_directory) load_directory(ctx, path, model, dtype);
+  else load_checkpoint(ctx, path, named_checkpoint(option, path), model, dtype);
 }
 
 std::unique_ptr<HybridLm> load_named_model(Context& ctx, const std::string& option, const std::string& path, DType dtype) {
-  if (source_kind(path) == SourceKind::other) refuse_source(option, path);
-  auto model = std::make_unique<HybridLm>(named_config(option, path));
-  load_named_values(ctx, option, path, *model, dtype);
+  const SourceKind kind = source_kind(path);
+  if (kind == SourceKind::other) refuse_source(option, path);
+  if (kind == SourceKind::model_directory) {
+    auto model = std::make_unique<HybridLm>(named_config(option, path));
+    load_directory(ctx, path, *model, dtype);
+    return model;
+  }
+  const CheckpointReader checkpoint = named_checkpoint(option, path);  // looked for once: its checksums take time, its notes are said once
+  auto model = std::make_unique<HybridLm>(parse_config(std::string_view(checkpoint.config())));
+  load_checkpoint(ctx, path, checkpoint, *model, dtype);
   return model;
 }
 

@@ -3,14 +3,24 @@
 #include <memory>
 #include <string>
 
+#include "io/checkpoint.h"
 #include "models/hybrid_lm.h"
 
 namespace braid::cli {
 
 enum class SourceKind : uint8_t { other, model_directory, run, checkpoint };
 
-/// What lies at `path`, by the files it holds. `other`: anything else, or nothing.
+/// What lies at `path`, by the files it holds; a run with checkpoints that holds a model directory too is a run: training goes on there.
+/// `other`: anything else, or nothing.
 SourceKind source_kind(const std::string& path);
+
+/// The checkpoint that `path`, a run or a checkpoint, stands for. What was passed over for it is told on stderr.
+CheckpointReader named_checkpoint(const std::string& option, const std::string& path);
+
+/// Throw Error, naming the option, where a run (a model directory) is not to be written: where the other is, it would be unclear which of
+/// the two weights `path` names.
+void require_place_for_run(const std::string& option, const std::string& path);
+void require_place_for_model(const std::string& option, const std::string& path);
 
 /// The configuration that `model` names: a config.json, a model directory, a run or checkpoint, else a preset. Throws Error of one
 /// line that names `option`.

@@ -15,6 +15,7 @@
 
 #include "cuda/runtime/runtime.h"
 #include "cuda/runtime/usable.h"
+#include "train/cli/apart.h"
 
 namespace braid::cli {
 namespace po = boost::program_options;
@@ -64,7 +65,7 @@ struct Options::State {
   po::options_description description;
   po::positional_options_description positionals;
   std::map<std::string, Declared> declared;
-  std::vector<std::string> required;
+  std::vector<std::string> required, read{"config"}, written;
   po::variables_map values;
 
   void add(const std::string& name, const std::string& help, Declared option, bool many) {
@@ -85,6 +86,7 @@ struct Options::State {
     fail("unknown option --", bare(given), where, "; expected one that 'braid ", command, " --help' lists");
   }
   void store(const std::function<po::parsed_options()>& parse, const std::string& where);
+  std::vector<NamedPath> paths_of(const std::vector<std::string>& names) const;
 };
 
 /// Every complaint of the parser in our words.
@@ -105,6 +107,20 @@ void Options::State::store(const std::function<po::parsed_options()>& parse, con
   } catch (const po::error& error) {
     fail("cannot read the options", where, ": ", error.what());
   }
+}
+
+/// What the user gave for these options. "data.h5:0.3" is data.h5 where no file has the whole name.
+std::vector<NamedPath> Options::State::paths_of(const std::vector<std::string>& names) const {
+  std::vector<NamedPath> paths;
+  for (const std::string& name : names) {
+    if (!values.contains(name)) continue;
+    for (const std::string& path : values[name].as<std::vector<std::string>>()) {
+      std::error_code absent;
+      const std::string whole = fs::exists(path, absent) ? path : path.substr(0, path.rfind(':'));
+      if (!path.empty()) paths.push_back({"--" + name, whole});
+    }
+  }
+  return paths;
 }
 
 Options::Options(std::string command, std::string summary, std::string example) : state_(std::make_unique<State>()) {
@@ -167,7 +183,14 @@ void Options::device(DeviceOptions& to) {
   integer("threads", "threads on the CPU; 0: one per core", to.threads, 0, 4096);
 }
 
-void Options::json(std::string& to) { text("json", "also write the numbers to this file, as JSON", to); }
+void Options::json(std::string& to) {
+  text("json", "also write the numbers to this file, as JSON", to);
+  writes("json");
+}
+
+void Options::reads(const std::vector<std::string>& names) { state_->read.insert(state_->read.end(), names.begin(), names.end()); }
+
+void Options::writes(const std::string& name) { state_->written.push_back(name); }
 
 void Options::positional(const std::string& name) {
   state_->positional_name = name;
@@ -211,6 +234,7 @@ bool Options::parse(const std::vector<std::string>& arguments) {
   }
   for (const std::string& name : s.required)
     if (!given(name) || s.is_empty(name)) fail("--", name, " must be given, got nothing; see 'braid ", s.command, " --help'");
+  require_apart(s.paths_of(s.written), s.paths_of(s.read));
   return true;
 }
 

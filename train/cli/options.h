@@ -47,6 +47,11 @@ class Options {
   /// --json FILE: where the numbers go besides the table.
   void json(std::string& to);
 
+  /// Options (text or list) whose files and directories are read, or are a model or run that is written; a path may have ":WEIGHT" behind it.
+  void reads(const std::vector<std::string>& names);
+  /// Options whose file is written; json() is one. None of them, nor two of them, may be a file of the others (apart.h).
+  void writes(const std::string& name);
+
   /// The option `name` (text or list) takes the arguments that belong to no option.
   void positional(const std::string& name);
   /// The option must be given, here or in the configuration file, and not be empty.

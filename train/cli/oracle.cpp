@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cmath>
 #include <optional>
-#include <set>
 
 #include "ops/attention.h"
 #include "ops/recurrence/gated_delta_rule.h"
@@ -32,6 +31,12 @@ const std::map<std::string, Layout>& layouts() {
       {"short_conv", {{"x", "weight"}, {"initial_state"}, {"o", "final_state"}, {"activation"}}},
   };
   return all;
+}
+
+std::string listed(const Names& names) {
+  std::string list;
+  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+  return list;
 }
 
 bool contains(const Names& names, const std::string& name) { return std::find(names.begin(), names.end(), name) != names.end(); }
@@ -157,13 +162,25 @@ void check_contents(const CheckFile& file, const Layout& layout) {
     const bool has_value = base == "initial_state" || contains(layout.outputs, base) || file.find(base).defined();
     BRAID_CHECK(!is_gradient || has_value, file.name, ": ", name, " is there to be checked, but not the tensor ", base);
   }
-  static const std::set<std::string> all_attributes = {"scale", "window", "qk_l2norm", "activation"};
+  static const Names kOfTheFile = {"op", "format"};  // PyTorch's writer says format = pt
   for (const auto& [key, value] : file.attributes)
-    BRAID_CHECK(!all_attributes.contains(key) || contains(layout.attributes, key), file.name, ": ", file.op, " has no attribute ", key, ", got \"",
-                value, "\"");
+    BRAID_CHECK(contains(kOfTheFile, key) || contains(layout.attributes, key), file.name, ": ", file.op, " has no attribute ", key, ", only ",
+                layout.attributes.empty() ? "op" : listed(layout.attributes), ", got \"", value, "\"");
 }
 
 }  // namespace
+
+std::string check_file_help() {
+  std::string text =
+      "a check file is safetensors with the operator's name as op in its metadata, beside its attributes (all texts), and the tensors\n"
+      "cu_seqlens (i64 [S + 1]), inputs, outputs, d_ of outputs (given) and d_ of inputs (checked); more in examples/check_file.md";
+  for (const auto& [name, layout] : layouts()) {
+    text += "\n  " + name + ": " + listed(layout.required) + (layout.optional.empty() ? "" : "; if wanted " + listed(layout.optional)) + "; gives " +
+            listed(layout.outputs);
+    if (!layout.attributes.empty()) text += "; attributes " + listed(layout.attributes);
+  }
+  return text;
+}
 
 CheckFile read_check_file(const std::string& path) {
   const Safetensors source{Path(path)};

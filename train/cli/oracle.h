@@ -9,7 +9,7 @@
 
 namespace braid::cli {
 
-/// A check file, read whole: what interface.md lists. `tensors` has the file's own dtypes.
+/// A check file, read whole: what examples/check_file.md describes. `tensors` has the file's own dtypes.
 struct CheckFile {
   std::string name;  // as errors call it
   std::string op;
@@ -22,6 +22,9 @@ struct CheckFile {
     return found == tensors.end() ? Tensor() : found->second;
   }
 };
+
+/// The format in a few lines, for --help.
+std::string check_file_help();
 
 /// Throws Error of one line: not a safetensors file, no or an unknown `op`, an attribute that the operator does not have or whose
 /// value is none of its values, an input that is missing, sequences that do not fit, a tensor of no floating type.

@@ -51,10 +51,9 @@ int run_study(const Arguments& arguments) {
                grid);
   options.list("text", "files and directories whose text is learned; every tenth file is for validation (default: .)", text);
   options.text("out", "directory of the report", out);
-  options.integer("jobs", "models trained at the same time, one thread each; 0: as the study says", jobs);
-  options.choice("device",
-                 "where to train; not the GPU unless asked: models this small leave it idle, and a report from the CPU has the same bits everywhere",
-                 device, {"cpu", "cuda"});
+  options.integer("jobs", "models trained at the same time, one thread each; 0: as the study says (two, if it says nothing)", jobs);
+  options.choice("device", "where to train; not the GPU unless asked: models this small leave it idle", device, {"cpu", "cuda"});
+  options.reads({"grid", "text"});
   options.json(json);
   if (!options.parse(arguments)) return kDone;
   StudyOptions study = chosen_study(preset, grid);

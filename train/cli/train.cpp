@@ -73,10 +73,14 @@ void declare(Options& options, TrainCommand& o) {
   options.flag("memory",
                "print what is held by kind and kept for backward by operator before training, and on a GPU who held what when most was held",
                o.memory);
-  options.flag("profile", "print where the fifth step's time went, by operator; on a GPU this run waits for every kernel", o.profile);
+  options.flag(
+      "profile",
+      "print where the time of the fourth step went (of the fifth on a GPU, which starts one ahead), by operator; a GPU then waits for every kernel",
+      o.profile);
   options.number("peak-tflops", "operations per second that MFU is measured against; 0: 803 on a GPU (an H100's bf16 product), measured on the CPU",
                  o.peak_tflops);
   options.device(o.device);
+  options.reads({"model", "data", "val-data", "init-from", "out"});
   options.json(o.json);
 }
 
@@ -260,7 +264,7 @@ class TrainReporter final : public TrainObserver {
     progress_.on_step(report);
     last_step_ = to_json_line(report);
     // Set between two steps, taken away before the next: exactly one is measured.
-    ctx_.profile = o_.profile && report.step == kBeforeProfile ? &profile_ : nullptr;
+    ctx_.profile = o_.profile && ++num_steps_ == kBeforeProfile ? &profile_ : nullptr;
     if (o_.memory && report.step == 1) print_held_at_peak(ctx_, progress_.line());
   }
   void on_note(const std::string& text) override { progress_.on_note(text); }
@@ -268,7 +272,11 @@ class TrainReporter final : public TrainObserver {
   Json last_step() const { return last_step_.empty() ? Json() : parse_json("metrics", last_step_); }
   void print_profile() {
     progress_.line().finish();
-    if (profile_.ops.empty()) return;
+    if (!o_.profile) return;
+    if (profile_.ops.empty()) {
+      std::cout << "--profile: no step was measured, there were only " << num_steps_ << '\n';
+      return;
+    }
     std::vector<std::pair<double, std::string>> order;
     for (const auto& [op, entry] : profile_.ops) order.emplace_back(entry.forward_ms + entry.backward_ms, op);
     std::sort(order.rbegin(), order.rend());
@@ -282,6 +290,7 @@ class TrainReporter final : public TrainObserver {
 
  private:
   static constexpr int64_t kBeforeProfile = 3;
+  int64_t num_steps_ = 0;  // of this command, with --profile
   Context& ctx_;
   const TrainCommand& o_;
   ProgressObserver progress_;
@@ -296,6 +305,7 @@ void check(const TrainCommand& o) {
   BRAID_CHECK(o.val_every == 0 || !o.val_data.empty(), "--val-data must be given with --val-every, got nothing");
   BRAID_CHECK(o.warmup <= o.steps, "--warmup must be at most --steps = ", o.steps, ", got ", o.warmup);
   require_writable_directory("--out", o.out);
+  require_place_for_run("--out", o.out);
   require_writable_file("--json", o.json);
   if (!o.init_from.empty()) require_path("--init-from", o.init_from);
 }

@@ -126,7 +126,8 @@ std::string to_html(const StudyResult& result) {
        << "<h2>Results</h2>\n"
        << main_table(result) << "<ul>\n";
   for (const std::string& line : findings(result)) html << "<li>" << escape_markup(line) << "</li>\n";
-  html << "</ul>\n"
+  html << "</ul>\n<p>The same program on the same text and the same processor gives these numbers again, all but the seconds. Another processor or a "
+          "GPU rounds differently, and its numbers will be others.</p>\n"
        << section(recall_figure(result), "Accuracy at the answers on unseen examples. The dots of a family are its pure form and its hybrids.")
        << section(curve_figure(result, "Loss while learning recall", &StudyRun::recall_curve), "Mean over seeds, at the answers only.")
        << section(curve_figure(result, "Loss while learning text", &StudyRun::text_curve), "Mean over seeds, per byte.")

@@ -1,10 +1,12 @@
 #include "train/study/study.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <mutex>
 #include <optional>
+#include <system_error>
 #include <thread>
 
 #include "train/evaluate.h"
@@ -181,10 +183,15 @@ StudyResult run_study(const StudyOptions& options, const StudyText& text, const 
       next.store(grid.size());
     }
   };
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < options.jobs; ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
+  {
+    std::vector<std::jthread> threads;  // joined when they go, however that comes
+    const auto jobs = std::min<int64_t>(options.jobs, static_cast<int64_t>(grid.size()));
+    try {
+      for (int64_t i = 1; i < jobs; ++i) threads.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads here: those there are, and this one, do it all
+    }
+    work();
+  }
   if (error) std::rethrow_exception(error);
   gather();
   return result;

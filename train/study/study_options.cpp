@@ -130,7 +130,8 @@ bool is_text_file(const std::filesystem::path& path) {
 
 /// Folders that hold what was built or made, not written: a build folder holds CMake's cache.
 bool is_made(const std::filesystem::path& folder) {
-  return folder.filename().string()[0] == '.' || std::filesystem::exists(folder / "CMakeCache.txt") || folder.filename() == "quickstart";
+  std::error_code absent;
+  return folder.filename().string()[0] == '.' || std::filesystem::exists(folder / "CMakeCache.txt", absent) || folder.filename() == "quickstart";
 }
 
 void add_files(const std::filesystem::path& path, std::vector<std::filesystem::path>& files) {
@@ -141,10 +142,14 @@ void add_files(const std::filesystem::path& path, std::vector<std::filesystem::p
     files.push_back(path);
     return;
   }
-  for (auto entry = fs::recursive_directory_iterator(path); entry != fs::recursive_directory_iterator(); ++entry) {
-    if (entry->is_directory() && is_made(entry->path())) entry.disable_recursion_pending();
-    if (entry->is_regular_file() && is_text_file(entry->path())) files.push_back(entry->path());
+  fs::path last = path;
+  std::error_code absent;  // an entry that goes away meanwhile, or a link to nowhere, is no text
+  for (fs::recursive_directory_iterator entry(path, error), end; !error && entry != end; entry.increment(error)) {
+    last = entry->path();
+    if (entry->is_directory(absent) && is_made(last)) entry.disable_recursion_pending();
+    if (entry->is_regular_file(absent) && is_text_file(last)) files.push_back(last);
   }
+  BRAID_CHECK(!error, "--text: cannot read all of ", path.string(), ", at ", last.string(), ": ", error.message());
 }
 
 /// Every point of the grid is trained once: a second one like it would pass for more evidence.
