@@ -143,6 +143,11 @@ std::vector<OpCase<Op>> wide_cases() {
       if (dims.V == dims.K) continue;
       for (OpCase<Op>& c : extremes_of(name, decay, packed, dims)) all.push_back(std::move(c));
     }
+  // Either side alone.
+  all.push_back(make_case("constant_256_by_64", Decay::constant, packed, {2, 256, 64}, -0.1, -0.01));
+  all.push_back(make_case("head_256_by_64", Decay::head, packed, {1, 256, 64}, -0.1, 0));
+  all.push_back(make_case("absent_64_by_256", Decay::absent, packed, {1, 64, 256}));
+  all.push_back(make_case("channel_64_by_256", Decay::channel, packed, {1, 64, 256}, -0.1, 0));
   return all;
 }
 

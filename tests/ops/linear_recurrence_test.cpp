@@ -51,7 +51,7 @@ const std::vector<OpCase<Op>> kTiledCases = {make_case("tiled", {300, 0, 1, 63, 
 const std::vector<OpCase<Op>> kVectorCases = {
     make_case("vectors", {65, 1, 0, 130, 64}, 1024, true, -1, 0),     make_case("vectors_wide", {70, 66}, 2048, false, -0.5, 0),
     make_case("vectors_groups", {600, 1, 70}, 136, true, -0.3, 0),    make_case("vectors_strong_decay", {150, 65}, 1024, true, -30, -29),
-    make_case("vectors_mixed_decay", {200, 70}, 256, true, -30, 0),   make_case("vectors_no_decay", {190, 1, 64}, 1024, true, 0, 0),
+    make_case("vectors_mixed_decay", {130, 70}, 256, true, -30, 0),   make_case("vectors_no_decay", {190, 1, 64}, 1024, true, 0, 0),
     make_case("vectors_of_a_tile", {17, 0, 3, 40}, 128, true, -1, 0),
 };
 

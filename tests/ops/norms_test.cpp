@@ -25,6 +25,7 @@ OpCase<Op> large(OpCase<Op> c) {
   c.gradcheck = false;
   return c;
 }
+const bool kGatedLaws = register_laws<GatedRmsNorm>("GatedRmsNorm", kGatedCases, {.accumulator = {"weight"}});
 const bool kGatedLargeLaws = register_laws<GatedRmsNorm>(
     "GatedRmsNorm",
     {large(gated_case("heads", {300, 4, 128}, GateActivation::swish)), large(gated_case("wide", {40, 2048}, GateActivation::sigmoid)),
@@ -38,7 +39,6 @@ const bool kGatedLargeLaws = register_laws<GatedRmsNorm>(
 const bool kGatedWalkLaws = register_cuda_laws<GatedRmsNorm>(
     "GatedRmsNorm", {gated_case("walk_2048", {600, 2048}, GateActivation::swish), gated_case("walk_8192", {150, 8192}, GateActivation::sigmoid)},
     {.accumulator = {"weight"}});
-const bool kGatedLaws = register_laws<GatedRmsNorm>("GatedRmsNorm", kGatedCases, {.accumulator = {"weight"}});
 
 // One value is all length, so that its gradient is what eps leaves; and at 1e-4 a difference step is no small step.
 OpCase<L2Norm> l2_case(const std::string& name, const Shape& shape, double scale = 1, double eps = 1e-6) {
