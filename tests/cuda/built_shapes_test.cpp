@@ -126,6 +126,7 @@ INSTANTIATE_TEST_SUITE_P(BuiltShapes, LinearAttentionShapes,
 INSTANTIATE_TEST_SUITE_P(BuiltShapes, DeltaRuleShapes,
                          ::testing::Values(problem(absent, 16, 16, 128, 128), problem(head, 16, 16, 64, 64), problem(head, 16, 16, 128, 128),
                                            problem(head, 8, 8, 256, 256), problem(head, 6, 6, 256, 512), problem(head, 8, 16, 128, 128),
+                                           problem(head, 6, 12, 256, 512), problem(absent, 2, 2, 256, 256), problem(absent, 2, 2, 256, 512),
                                            problem(head, 4, 8, 256, 256), problem(channel, 16, 16, 64, 64), problem(channel, 16, 16, 128, 128),
                                            problem(channel, 8, 8, 256, 256), problem(channel, 6, 6, 256, 512), problem(channel, 8, 16, 128, 128)),
                          name_of);

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "cuda/runtime/runtime.h"
 #include "tests/cuda/families.h"
 #include "tests/support/random_tensors.h"
@@ -11,6 +13,14 @@ namespace braid::testing {
 namespace {
 
 constexpr int64_t kPrompt = 70, kTokens = 30;
+
+/// What the logits of one token may be off by, over their rms, and all tokens in the root of the mean square. A number stored in bf16 is off by up to
+/// 2^-8 (1.7e-3 in the root of the mean square); some 40 of them lie one after the other in three layers. Measured with operators of the CPU that
+/// give bf16, over three seeds: 0.008 (transformer) to 0.024 (retnet, gla, gdn) over all tokens, 0.015 to 0.046 at the worst one.
+struct Tolerance {
+  double worst, mean;
+};
+Tolerance tolerance_of(DType dtype) { return dtype == DType::f32 ? Tolerance{1e-4, 1e-4} : Tolerance{0.07, 0.035}; }
 
 struct DecoderCase {
   std::string name;
@@ -48,14 +58,19 @@ TEST_P(CudaDecoder, FollowsTheForwardPass) {
     SCOPED_TRACE(to_string(dtype));
     set_compute_dtype(gpu, on_gpu, dtype);
     Decoder decoder(gpu, on_gpu, kPrompt + kTokens);
+    const Tolerance tolerance = tolerance_of(dtype);
+    double squares = 0;
     std::vector<double> logits = decoder.prefill({tokens.begin(), tokens.begin() + kPrompt}, 32);
     for (int64_t i = kPrompt - 1;; ++i) {
       const Tensor actual = from_vector(host, logits, {kFamilyVocab});
       const std::vector<double> row(expected.begin() + i * kFamilyVocab, expected.begin() + (i + 1) * kFamilyVocab);
-      EXPECT_LE(relative_error(host, actual, from_vector(host, row, {kFamilyVocab})), dtype == DType::f32 ? 1e-4 : 0.1) << "token " << i;
+      const double error = relative_error(host, actual, from_vector(host, row, {kFamilyVocab}));
+      EXPECT_LE(error, tolerance.worst) << "token " << i;
+      squares += error * error;
       if (i + 1 == kPrompt + kTokens) break;
       logits = decoder.advance(tokens[i + 1]);
     }
+    EXPECT_LE(std::sqrt(squares / (kTokens + 1)), tolerance.mean) << "over all tokens";
     EXPECT_TRUE(decoder.has_graph());
     EXPECT_THROW(decoder.advance(0), Error) << "there is no room for one more";
   }

@@ -75,14 +75,14 @@ std::vector<Tensor> run_repeated(Context& gpu, const typename Op::Inputs& block,
   return results;
 }
 
-/// Floating members of `block` are rounded to bf16 but for those in `wide`.
+/// Floating members of `block` are rounded to `dtype`; where that is bf16, those in `wide` are in f32.
 template <class Op, class Attrs>
 void expect_blocks_alike(typename Op::Inputs block, Attrs&& attrs, const std::vector<std::string_view>& shared = {},
-                         const std::vector<std::string_view>& wide = {}) {
+                         const std::vector<std::string_view>& wide = {}, DType dtype = DType::bf16) {
   if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
   if (cuda::facts(0).memory_bytes < (int64_t{76} << 30)) GTEST_SKIP() << "needs a GPU of 80 GB";
   Context host, gpu = cuda::make_context();
-  block = in_dtype<Op>(host, block, DType::bf16, {.accumulator = wide});
+  block = in_dtype<Op>(host, block, dtype, {.accumulator = wide});
   const std::vector<Tensor> alone = run_repeated<Op>(gpu, block, attrs(1), shared, 1);
   const std::vector<Tensor> all = run_repeated<Op>(gpu, block, attrs(kRepeats), shared, kRepeats);
   ASSERT_EQ(alone.size(), all.size());
@@ -119,6 +119,10 @@ TEST(CudaLarge, Elementwise) {
   expect_blocks_alike<Add>({values({kTokens, kWidth}), values({kTokens, kWidth}, 0, 1)}, no_attrs<Add>());
   expect_blocks_alike<SwiGlu>({values({kTokens, kWidth}), values({kTokens, kWidth}, 0, 1)}, no_attrs<SwiGlu>());
 }
+TEST(CudaLarge, ElementwiseInFloat32) {
+  expect_blocks_alike<Silu>({values({kTokens, kWidth})}, no_attrs<Silu>(), {}, {}, DType::f32);
+  expect_blocks_alike<Add>({values({kTokens, kWidth}), values({kTokens, kWidth}, 0, 1)}, no_attrs<Add>(), {}, {}, DType::f32);
+}
 TEST(CudaLarge, Norms) {
   const Tensor x = values({kTokens, kWidth}), y = values({kTokens, kWidth}, 0, 1), weight = values({kWidth}), heads = values({kTokens, 16, 128});
   expect_blocks_alike<RmsNorm>({x, weight, y}, no_attrs<RmsNorm>(), {"weight"}, {"weight"});
@@ -148,6 +152,11 @@ TEST(CudaLarge, LinearRecurrence) {
   expect_blocks_alike<LinearRecurrence>({values({kTokens, kWidth}), values({kTokens, kWidth}, -1, 0), {}},
                                         [](int64_t n) { return LinearRecurrence::Attrs{.seqs = sequences(n)}; });
 }
+/// Six tensors of the size of x at once, 53 GB.
+TEST(CudaLarge, LinearRecurrenceInFloat32) {
+  const auto attrs = [](int64_t n) { return LinearRecurrence::Attrs{.seqs = sequences(n)}; };
+  expect_blocks_alike<LinearRecurrence>({values({kTokens, kWidth}), values({kTokens, kWidth}, -1, 0), {}}, attrs, {}, {}, DType::f32);
+}
 TEST(CudaLarge, GatedLinearAttention) {
   const Tensor q = values({kTokens, 16, 128}), k = values({kTokens, 16, 128}, -0.5, 0.5), v = values({kTokens, 16, 128}, 0, 1);
   const auto attrs = [](int64_t n) { return GatedLinearAttention::Attrs{.seqs = sequences(n), .scale = 0.1}; };
@@ -164,9 +173,18 @@ TEST(CudaLarge, GatedDeltaRulePerChannel) {
   const auto attrs = [](int64_t n) { return GatedDeltaRule::Attrs{.seqs = sequences(n), .scale = 0.1, .qk_l2norm = true}; };
   expect_blocks_alike<GatedDeltaRule>({q, k, v, values({kTokens, 8}, 0, 1), values({kTokens, 8, 256}, -1, 0), {}}, attrs, {}, {"beta"});
 }
-TEST(CudaLarge, Attention) {
-  const Tensor q = values({kTokens, 16, 128}), k = values({kTokens, 4, 128}, -0.5, 0.5), v = values({kTokens, 4, 128}, 0, 1);
-  expect_blocks_alike<Attention>({q, k, v}, [](int64_t n) { return Attention::Attrs{.q_seqs = sequences(n)}; });
+void expect_attention_alike(int64_t D, int64_t window) {
+  SCOPED_TRACE(::testing::Message() << "heads of " << D << ", window " << window);
+  const int64_t H = kWidth / D;
+  const Tensor q = values({kTokens, H, D}), k = values({kTokens, H / 4, D}, -0.5, 0.5), v = values({kTokens, H / 4, D}, 0, 1);
+  expect_blocks_alike<Attention>({q, k, v}, [=](int64_t n) { return Attention::Attrs{.q_seqs = sequences(n), .window = window}; });
+}
+TEST(CudaLarge, Attention) { expect_attention_alike(128, 0); }
+TEST(CudaLarge, AttentionOfOtherHeads) {
+  for (const int64_t D : {64, 256}) expect_attention_alike(D, 0);
+}
+TEST(CudaLarge, AttentionWithAWindow) {
+  for (const int64_t D : {64, 128}) expect_attention_alike(D, 300);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "tests/ops/gated_delta_rule_cases.h"
+#include "tests/ops/gated_delta_rule_extreme_cases.h"
 #include "tests/support/neighbour_laws.h"
 #include "tests/support/sequence_laws.h"
 
@@ -12,9 +12,12 @@ namespace {
 using namespace braid::testing;
 using namespace braid::delta_cases;
 
-const bool kLaws = register_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
-const bool kSequenceLaws = register_sequence_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
-const bool kNeighbourLaws = register_neighbour_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds);
+const bool kLaws = register_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds) &&
+                   register_laws<GatedDeltaRule>("GatedDeltaRuleExtremes", extreme_cases(), kKinds);
+const bool kSequenceLaws = register_sequence_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds) &&
+                           register_sequence_laws<GatedDeltaRule>("GatedDeltaRuleExtremes", extreme_cases(), kKinds);
+const bool kNeighbourLaws = register_neighbour_laws<GatedDeltaRule>("GatedDeltaRuleLaws", cases(), kKinds) &&
+                            register_neighbour_laws<GatedDeltaRule>("GatedDeltaRuleExtremes", extreme_cases(), kKinds);
 
 /// The equations of the header in plain loops.
 struct Naive {
@@ -141,6 +144,56 @@ TEST(GatedDeltaRule, extreme_decays_are_finite) {
     }
   }
 }
+
+/// A log decay that is NaN at one token of one head (in one channel, where each has its own): nothing that follows is finite, and neither the other
+/// head nor the next sequence has noticed.
+void expect_nan_decay_to_stay(Context& ctx, const std::vector<int64_t>& sizes, DType dtype) {
+  Context host;
+  for (const Decay decay : {Decay::head, Decay::channel})
+    for (const int64_t K : sizes)
+      for (const Form form : {Form::token, Form::chunked})
+        for (const int64_t at : {0, 37, 149}) {
+          SCOPED_TRACE(::testing::Message() << "K " << K << ", decay " << static_cast<int>(decay) << ", token " << at
+                                            << (form == Form::token ? ", token by token" : ", chunked"));
+          const Spec x{.lengths = {150, 20}, .H = 1, .HV = 2, .K = K, .V = 64, .decay = decay, .low = -0.1};
+          Random random(13);
+          Inputs in = make_inputs(host, random, x);
+          in.log_decay.data<double>()[at * in.log_decay.numel() / 170] = std::numeric_limits<double>::quiet_NaN();
+          in = in_dtype<GatedDeltaRule>(host, in, dtype, kKinds);
+          for (Tensor* tensor : tensors_of(in)) *tensor = copied(ctx, *tensor);
+          const auto out = apply<GatedDeltaRule>(ctx, in, make_attrs(x, form));
+          const std::vector<double> o = to_vector<double>(ctx, out.o), final_state = to_vector<double>(ctx, out.final_state);
+          int64_t hidden = 0, spread = 0;
+          for (int64_t n = 0; n < 170; ++n)
+            for (int64_t i = 0; i < 2 * x.V; ++i) {
+              const bool finite = std::isfinite(o[n * 2 * x.V + i]);
+              if (n >= at && n < 150 && i < x.V) hidden += finite;
+              if (n >= 150 || i >= x.V) spread += !finite;
+            }
+          EXPECT_EQ(hidden, 0) << "outputs that should not be finite";
+          EXPECT_EQ(spread, 0) << "outputs of others that should be finite";
+          const auto end = final_state.begin() + K * x.V;
+          EXPECT_TRUE(std::any_of(final_state.begin(), end, [](double value) { return !std::isfinite(value); }));
+          EXPECT_TRUE(std::all_of(end, final_state.end(), [](double value) { return std::isfinite(value); }));
+        }
+}
+
+TEST(GatedDeltaRule, nan_decay_is_not_hidden) {
+  Context ctx(2);
+  expect_nan_decay_to_stay(ctx, {64}, DType::f32);
+}
+
+bool register_nan_decay_on_cuda() {
+  if constexpr (kWithCuda)
+    for (const DType dtype : {DType::f32, DType::bf16})
+      register_law("GatedDeltaRuleExtremes", dtype == DType::f32 ? "nan_decay_cuda_f32" : "nan_decay_cuda_bf16", [dtype] {
+        if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
+        Context gpu = cuda::make_context();
+        expect_nan_decay_to_stay(gpu, {64, 128, 256}, dtype);
+      });
+  return true;
+}
+const bool kNanDecayOnCuda = register_nan_decay_on_cuda();
 
 TEST(GatedDeltaRule, a_long_member) {
   Context ctx(2);

@@ -103,6 +103,59 @@ const bool kLaws = register_laws<Op>("GatedLinearAttention", make_cases(), kKind
 const bool kSequenceLaws = register_sequence_laws<Op>("GatedLinearAttention", make_cases(), kKinds);
 const bool kNeighbourLaws = register_neighbour_laws<Op>("GatedLinearAttention", make_cases(), kKinds);
 
+/// Every key zero: nothing is added to the state.
+OpCase<Op> with_zero_keys(OpCase<Op> c) {
+  c.inputs = [inputs = c.inputs](Context& ctx, Random& random) {
+    Op::Inputs in = inputs(ctx, random);
+    std::fill_n(in.k.data<double>(), in.k.numel(), 0.0);
+    return in;
+  };
+  return c;
+}
+
+/// What is extreme, at one shape that kernels for tensor cores are built for.
+std::vector<OpCase<Op>> extremes_of(const std::string& name, Decay decay, const std::vector<int64_t>& lengths, Dims dims) {
+  std::vector<OpCase<Op>> cases = {with_zero_keys(make_case(name + "_zero_keys", decay, lengths, dims, -0.1, 0)),
+                                   make_case(name + "_tiny_values", decay, lengths, dims, -0.1, 0, true, 1e-8),
+                                   make_case(name + "_huge_values", decay, lengths, dims, -0.1, 0, true, 1e8)};
+  if (decay == Decay::absent) return cases;
+  cases.push_back(make_case(name + "_strong", decay, lengths, dims, -30, -30));
+  if (decay != Decay::constant) cases.push_back(make_case(name + "_weak_and_strong", decay, lengths, dims, -30, 0));
+  return cases;
+}
+
+std::vector<OpCase<Op>> extreme_cases() {
+  std::vector<OpCase<Op>> all;
+  for (const auto& [decay, kind] :
+       {std::pair<Decay, std::string>{Decay::absent, "absent"}, {Decay::constant, "constant"}, {Decay::head, "head"}, {Decay::channel, "channel"}})
+    for (OpCase<Op>& c : extremes_of(kind + "_square", decay, {90, 20}, {decay == Decay::constant ? 2 : 1, 64, 64})) all.push_back(std::move(c));
+  return all;
+}
+
+/// The widest shapes, with few tokens: ends of sequences on, before and after those of chunks.
+std::vector<OpCase<Op>> wide_cases() {
+  std::vector<OpCase<Op>> all;
+  const std::vector<int64_t> packed = {65, 0, 1, 64, 23};
+  for (const Dims dims : {Dims{2, 256, 512}, Dims{4, 128, 256}, Dims{2, 256, 256}})
+    for (const auto& [decay, kind] : {std::pair<Decay, std::string>{Decay::constant, "constant"}, {Decay::channel, "channel"}}) {
+      const std::string name = kind + "_" + std::to_string(dims.K) + "_by_" + std::to_string(dims.V);
+      all.push_back(make_case(name, decay, packed, dims, -0.1, -0.01));
+      if (dims.V == dims.K) continue;
+      for (OpCase<Op>& c : extremes_of(name, decay, packed, dims)) all.push_back(std::move(c));
+    }
+  // Either side alone.
+  all.push_back(make_case("constant_256_by_64", Decay::constant, packed, {2, 256, 64}, -0.1, -0.01));
+  all.push_back(make_case("head_256_by_64", Decay::head, packed, {1, 256, 64}, -0.1, 0));
+  all.push_back(make_case("absent_64_by_256", Decay::absent, packed, {1, 64, 256}));
+  all.push_back(make_case("channel_64_by_256", Decay::channel, packed, {1, 64, 256}, -0.1, 0));
+  return all;
+}
+
+const bool kExtremeLaws = register_laws<Op>("GatedLinearAttentionExtremes", extreme_cases(), kKinds) &&
+                          register_sequence_laws<Op>("GatedLinearAttentionExtremes", extreme_cases(), kKinds);
+const bool kWideLaws = register_cuda_laws<Op>("GatedLinearAttentionWide", wide_cases(), kKinds) &&
+                       register_cuda_sequence_laws<Op>("GatedLinearAttentionWide", wide_cases(), kKinds);
+
 /// Outputs and gradients of the definition, S_t = diag(a_t) S_{t-1} + k_t v_tᵀ, o_t = scale S_tᵀ q_t, in plain loops over doubles:
 /// every gradient by the chain rule, one token, channel and value at a time.
 struct Definition {

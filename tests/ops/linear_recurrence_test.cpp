@@ -47,10 +47,26 @@ const std::vector<OpCase<Op>> kTiledCases = {make_case("tiled", {300, 0, 1, 63, 
                                              make_case("many_short", short_lengths(1100), 136, true, -1, 0),
                                              make_case("many_short_no_state", short_lengths(900), 264, false, -1, 0)};
 
-const bool kLaws = register_laws<Op>("LinearRecurrence", kCases, kKinds) && register_laws<Op>("LinearRecurrence", kTiledCases, kKinds);
-const bool kSequenceLaws = register_sequence_laws<Op>("LinearRecurrence", kCases, kKinds);
-const bool kNeighbourLaws =
-    register_neighbour_laws<Op>("LinearRecurrence", kCases, kKinds) && register_neighbour_laws<Op>("LinearRecurrence", kTiledCases, kKinds);
+/// Of widths that bf16 kernels take 8 channels at a time: several tiles, and a group of tiles, in packs that are also taken apart and cut.
+const std::vector<OpCase<Op>> kVectorCases = {
+    make_case("vectors", {65, 1, 0, 130, 64}, 1024, true, -1, 0),     make_case("vectors_wide", {70, 66}, 2048, false, -0.5, 0),
+    make_case("vectors_groups", {600, 1, 70}, 136, true, -0.3, 0),    make_case("vectors_strong_decay", {150, 65}, 1024, true, -30, -29),
+    make_case("vectors_mixed_decay", {130, 70}, 256, true, -30, 0),   make_case("vectors_no_decay", {190, 1, 64}, 1024, true, 0, 0),
+    make_case("vectors_of_a_tile", {17, 0, 3, 40}, 128, true, -1, 0),
+};
+
+const bool kLaws = register_laws<Op>("LinearRecurrence", kCases, kKinds) && register_laws<Op>("LinearRecurrence", kTiledCases, kKinds) &&
+                   register_laws<Op>("LinearRecurrence", kVectorCases, kKinds);
+const bool kSequenceLaws =
+    register_sequence_laws<Op>("LinearRecurrence", kCases, kKinds) && register_sequence_laws<Op>("LinearRecurrence", kVectorCases, kKinds);
+const bool kNeighbourLaws = register_neighbour_laws<Op>("LinearRecurrence", kCases, kKinds) &&
+                            register_neighbour_laws<Op>("LinearRecurrence", kTiledCases, kKinds) &&
+                            register_neighbour_laws<Op>("LinearRecurrence", kVectorCases, kKinds);
+
+/// Decays of the type of x: kernels of their own in bf16.
+const bool kNarrowDecayLaws = register_laws<Op>(
+    "LinearRecurrenceNarrowDecay", {make_case("vectors", {600, 1, 70}, 136, true, -0.3, 0), make_case("odd_width", {70, 200, 1}, 131, true, -1, 0)},
+    {.accumulator = {"initial_state"}});
 
 /// The definition in plain loops.
 TEST(LinearRecurrence, IsItsDefinition) {

@@ -22,6 +22,15 @@ const std::vector<OpCase<Linear>> kLinearCases = {
     linear_case("training", {700, 40}, 48, true),
 };
 const bool kLinearLaws = register_laws<Linear>("Linear", kLinearCases);
+
+/// Widths of models, whose plans cuBLASLt chooses otherwise than those of small products; by kernels only.
+const std::vector<OpCase<Linear>> kWideCases = {
+    linear_case("wide_square", {130, 512}, 512, true),  linear_case("wide_in", {33, 2048}, 512, false),
+    linear_case("wide_out", {20, 512}, 2048, true),     linear_case("wide_both", {17, 2048}, 1024, false),
+    linear_case("wide_one_row", {1, 2048}, 768, true),  linear_case("wide_two_rows", {2, 1024}, 520, false),
+    linear_case("wide_odd_in", {40, 1001}, 512, false), linear_case("wide_odd_out", {40, 512}, 515, true),
+    linear_case("wide_tokens", {600, 512}, 640, false)};
+const bool kWideLaws = register_cuda_laws<Linear>("Linear", kWideCases);
 const bool kWideBiasLaws = register_laws<Linear>("LinearWideBias", {linear_case("bias", {5, 7}, 6, true)}, {.accumulator = {"bias"}});
 
 OpCase<Matmul> matmul_case(bool ta, bool tb, int64_t m, int64_t n, int64_t k) {

@@ -25,11 +25,20 @@ OpCase<Op> large(OpCase<Op> c) {
   c.gradcheck = false;
   return c;
 }
+const bool kGatedLaws = register_laws<GatedRmsNorm>("GatedRmsNorm", kGatedCases, {.accumulator = {"weight"}});
 const bool kGatedLargeLaws = register_laws<GatedRmsNorm>(
     "GatedRmsNorm",
-    {large(gated_case("heads", {300, 4, 128}, GateActivation::swish)), large(gated_case("wide", {40, 2048}, GateActivation::sigmoid))},
+    {large(gated_case("heads", {300, 4, 128}, GateActivation::swish)), large(gated_case("wide", {40, 2048}, GateActivation::sigmoid)),
+     // Several warps a row; more than one pack a thread; no multiple of eight.
+     large(gated_case("heads_of_512", {70, 4, 512}, GateActivation::swish)), large(gated_case("wide_1000", {9, 1000}, GateActivation::swish)),
+     large(gated_case("wide_2056", {6, 2056}, GateActivation::swish)), large(gated_case("wide_5632", {13, 5632}, GateActivation::sigmoid)),
+     large(gated_case("wide_8192", {5, 8192}, GateActivation::swish)), large(gated_case("wide_2049", {7, 2049}, GateActivation::swish)),
+     large(gated_case("wide_8191", {3, 8191}, GateActivation::sigmoid))},
     {.accumulator = {"weight"}});
-const bool kGatedLaws = register_laws<GatedRmsNorm>("GatedRmsNorm", kGatedCases, {.accumulator = {"weight"}});
+/// More rows than there are blocks, so that a block of several warps a row goes on to its next row; by kernels only.
+const bool kGatedWalkLaws = register_cuda_laws<GatedRmsNorm>(
+    "GatedRmsNorm", {gated_case("walk_2048", {600, 2048}, GateActivation::swish), gated_case("walk_8192", {150, 8192}, GateActivation::sigmoid)},
+    {.accumulator = {"weight"}});
 
 // One value is all length, so that its gradient is what eps leaves; and at 1e-4 a difference step is no small step.
 OpCase<L2Norm> l2_case(const std::string& name, const Shape& shape, double scale = 1, double eps = 1e-6) {
@@ -39,11 +48,24 @@ OpCase<L2Norm> l2_case(const std::string& name, const Shape& shape, double scale
           .gradcheck = scale >= 1};
 }
 
-const std::vector<OpCase<L2Norm>> kL2Cases = {
-    l2_case("rows", {5, 16}),         l2_case("odd_width", {3, 4, 21}),       l2_case("one_wide", {4, 1}, 1, 0.5),
-    l2_case("empty", {0, 8}),         l2_case("huge", {4, 24}, 1e4),          l2_case("small", {4, 24}, 1e-4),
-    l2_case("many_rows", {2000, 16}), large(l2_case("heads", {300, 4, 128})), large(l2_case("wide", {20, 2048}))};
+const std::vector<OpCase<L2Norm>> kL2Cases = {l2_case("rows", {5, 16}),
+                                              l2_case("odd_width", {3, 4, 21}),
+                                              l2_case("one_wide", {4, 1}, 1, 0.5),
+                                              l2_case("empty", {0, 8}),
+                                              l2_case("huge", {4, 24}, 1e4),
+                                              l2_case("small", {4, 24}, 1e-4),
+                                              l2_case("many_rows", {2000, 16}),
+                                              large(l2_case("heads", {300, 4, 128})),
+                                              large(l2_case("wide", {20, 2048})),
+                                              large(l2_case("heads_of_512", {70, 4, 512})),
+                                              large(l2_case("wide_1000", {9, 1000})),
+                                              large(l2_case("wide_2056", {6, 2056})),
+                                              large(l2_case("wide_5632", {13, 5632})),
+                                              large(l2_case("wide_8192", {5, 8192})),
+                                              large(l2_case("wide_2049", {7, 2049})),
+                                              large(l2_case("wide_8191", {3, 8191}))};
 const bool kL2Laws = register_laws<L2Norm>("L2Norm", kL2Cases);
+const bool kL2WalkLaws = register_cuda_laws<L2Norm>("L2Norm", {l2_case("walk_2048", {600, 2048}), l2_case("walk_8192", {150, 8192})});
 
 TEST(GatedRmsNorm, IsTheDefinition) {
   Context ctx;

@@ -23,7 +23,22 @@ const std::vector<OpCase<RmsNorm>> kCases = {
     rms_case("narrow", {4, 2}, false, 1),       rms_case("empty", {0, 8}, true, 1),     rms_case("huge", {4, 16}, false, 1e4),
     rms_case("many_rows", {3000, 16}, true, 1),
 };
+/// Widths of models, several warps a row; the last two are beyond what a thread holds in one pack, and no multiple of eight.
+std::vector<OpCase<RmsNorm>> wide_cases() {
+  std::vector<OpCase<RmsNorm>> all = {rms_case("wide_256", {9, 256}, false, 1),           rms_case("wide_1000", {9, 1000}, true, 1),
+                                      rms_case("wide_1024", {60, 1024}, true, 1),         rms_case("wide_2048", {40, 2048}, false, 1),
+                                      rms_case("wide_2048_residual", {7, 2048}, true, 1), rms_case("wide_2056", {6, 2056}, true, 1),
+                                      rms_case("wide_5632", {13, 5632}, false, 1),        rms_case("wide_8192", {5, 8192}, true, 1),
+                                      rms_case("wide_2049", {7, 2049}, true, 1),          rms_case("wide_8191", {3, 8191}, false, 1)};
+  for (OpCase<RmsNorm>& c : all) c.gradcheck = false;
+  return all;
+}
 const bool kLaws = register_laws<RmsNorm>("RmsNorm", kCases, {.accumulator = {"weight"}});
+const bool kWideLaws = register_laws<RmsNorm>("RmsNorm", wide_cases(), {.accumulator = {"weight"}});
+
+/// More rows than there are blocks, so that a block of several warps a row goes on to its next row; by kernels only.
+const bool kWalkLaws = register_cuda_laws<RmsNorm>(
+    "RmsNorm", {rms_case("walk_2048", {600, 2048}, true, 1), rms_case("walk_8192", {150, 8192}, false, 1)}, {.accumulator = {"weight"}});
 
 TEST(RmsNorm, IsTheDefinition) {
   Context ctx;

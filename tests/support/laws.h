@@ -126,6 +126,17 @@ inline void register_law(const std::string& suite, const std::string& name, std:
                           [body = std::move(body)]() -> ::testing::Test* { return new LawTest(body); });
 }
 
+/// The laws of an operator's kernels only: for shapes at which every law would take the CPU too long.
+template <class Op>
+bool register_cuda_laws(const std::string& suite, const std::vector<OpCase<Op>>& cases, const InputKinds& kinds = {}) {
+  if constexpr (kWithCuda && HasCuda<Op>)
+    for (const OpCase<Op>& c : cases) {
+      register_law(suite, c.name + "_cuda_f32", [c, kinds] { law_cuda(c, kinds, DType::f32); });
+      register_law(suite, c.name + "_cuda_bf16", [c, kinds] { law_cuda(c, kinds, DType::bf16); });
+    }
+  return true;
+}
+
 /// Registers every law for every case. Call it from a namespace-scope initialiser: const bool kLaws = register_laws<Op>(…).
 template <class Op>
 bool register_laws(const std::string& suite, const std::vector<OpCase<Op>>& cases, const InputKinds& kinds = {}) {
@@ -136,10 +147,7 @@ bool register_laws(const std::string& suite, const std::vector<OpCase<Op>>& case
     register_law(suite, c.name + "_poison", [c] { law_poison(c); });
     register_law(suite, c.name + "_determinism", [c, kinds] { law_determinism(c, kinds); });
     register_law(suite, c.name + "_refusal", [c] { law_refusal(c); });
-    if constexpr (kWithCuda && HasCuda<Op>) {
-      register_law(suite, c.name + "_cuda_f32", [c, kinds] { law_cuda(c, kinds, DType::f32); });
-      register_law(suite, c.name + "_cuda_bf16", [c, kinds] { law_cuda(c, kinds, DType::bf16); });
-    }
+    register_cuda_laws<Op>(suite, {c}, kinds);
   }
   return true;
 }

@@ -105,6 +105,20 @@ void law_forms(OpCase<Op> op_case) {
   expect_close(ctx, chunked.d_in, token.d_in, 1e-10, "d_");
 }
 
+/// Besides register_cuda_laws: packed = alone; with a state also split = unsplit.
+template <class Op>
+bool register_cuda_sequence_laws(const std::string& suite, const std::vector<OpCase<Op>>& cases, const InputKinds& kinds) {
+  if constexpr (kWithCuda && HasCuda<Op>)
+    for (const OpCase<Op>& c : cases)
+      for (const int pieces : {1, 3}) {
+        if (pieces > 1 && kinds.state.empty()) continue;
+        for (const DType dtype : {DType::f32, DType::bf16})
+          register_law(suite, c.name + (dtype == DType::f32 ? "_cuda_f32" : "_cuda_bf16") + (pieces > 1 ? "_split" : "_packed"),
+                       [c, kinds, pieces, dtype] { law_parts_on_cuda(c, kinds, pieces, dtype); });
+      }
+  return true;
+}
+
 /// Besides register_laws: packed = alone; with a state also split = unsplit; with two forms also chunked = token by token. On a GPU too, but for
 /// the forms.
 template <class Op>
@@ -112,13 +126,9 @@ bool register_sequence_laws(const std::string& suite, const std::vector<OpCase<O
   for (const OpCase<Op>& c : cases) {
     for (const int pieces : {1, 3}) {
       if (pieces > 1 && kinds.state.empty()) continue;
-      const std::string law = pieces > 1 ? "_split" : "_packed";
-      register_law(suite, c.name + law, [c, kinds, pieces] { law_parts_on_cpu(c, kinds, pieces); });
-      if constexpr (kWithCuda && HasCuda<Op>)
-        for (const DType dtype : {DType::f32, DType::bf16})
-          register_law(suite, c.name + (dtype == DType::f32 ? "_cuda_f32" : "_cuda_bf16") + law,
-                       [c, kinds, pieces, dtype] { law_parts_on_cuda(c, kinds, pieces, dtype); });
+      register_law(suite, c.name + (pieces > 1 ? "_split" : "_packed"), [c, kinds, pieces] { law_parts_on_cpu(c, kinds, pieces); });
     }
+    register_cuda_sequence_laws<Op>(suite, {c}, kinds);
     if constexpr (requires { c.attrs.form; }) register_law(suite, c.name + "_forms", [c] { law_forms(c); });
   }
   return true;
