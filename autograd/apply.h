@@ -2,6 +2,7 @@
 #pragma once
 #include "autograd/operator.h"
 #include "autograd/tape.h"
+#include "core/owner.h"
 #include "core/profile.h"
 
 namespace braid {
@@ -100,6 +101,7 @@ class OpNode final : public Node {
       any |= d_outs[i]->defined();
     }
     if (!any) return;
+    const WithOperator running(Op::name, true);
     ScopedTime timed(ctx.profile ? &ctx.profile->entry(Op::name).backward_ms : nullptr);
     if (is_promoted) d_out = promoted(ctx, d_out, true);
     Inputs d_in;
@@ -142,6 +144,7 @@ class OpNode final : public Node {
 /// when an input is on another device or Op::allocate refuses.
 template <Differentiable Op>
 typename Op::Outputs apply(Context& ctx, typename Op::Inputs in, const typename Op::Attrs& attrs = {}) {
+  const WithOperator running(Op::name, ctx.tape != nullptr);
   auto node = std::make_unique<detail::OpNode<Op>>();
   bool tracked = false;
   const auto inputs = tensors_of(in);

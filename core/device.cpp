@@ -26,7 +26,7 @@ class HostBackend final : public DeviceBackend {
   void* allocate(size_t bytes, Stream) override {
     void* pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     BRAID_CHECK(pointer, "cpu: out of memory: ", current_owner(), " asked for ", bytes, " bytes; ", host_memory().used_bytes,
-                " are held by tensors; fewer tokens per micro-batch or more recompute need less");
+                " are held by tensors; ", advice_on_memory(false));
     return pointer;
   }
   void release(void* pointer, size_t, Stream) noexcept override { std::free(pointer); }

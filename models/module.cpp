@@ -57,7 +57,7 @@ void Module::declare(Parameter& parameter, const std::string& name, const Shape&
 void Module::adopt(const Module& child) { parameters_.insert(parameters_.end(), child.parameters_.begin(), child.parameters_.end()); }
 
 void initialize(Context& ctx, const Module& module, DType dtype, double initializer_range, uint64_t seed) {
-  const WithOwner owner("parameters");
+  const WithOwner owner(kOwnerParameters);
   for (Parameter* parameter : module.parameters()) {
     const RandomKey key = split_key(seed, name_hash(parameter->name));
     Random random(key.seed, key.stream);
@@ -74,7 +74,7 @@ void initialize(Context& ctx, const Module& module, DType dtype, double initiali
 }
 
 void zero_grads(Context& ctx, const Module& module) {
-  const WithOwner owner("gradients");
+  const WithOwner owner(kOwnerGradients);
   for (Parameter* parameter : module.parameters()) {
     if (parameter->grad) fill_zero(ctx, parameter->grad);
     else parameter->grad = Tensor::zeros(ctx, parameter->shape, parameter->value.dtype());
@@ -82,7 +82,7 @@ void zero_grads(Context& ctx, const Module& module) {
 }
 
 void set_compute_dtype(Context& ctx, const Module& module, DType dtype) {
-  const WithOwner owner("bf16 copies of parameters");
+  const WithOwner owner(kOwnerCopies);
   for (Parameter* parameter : module.parameters()) {
     const bool is_matrix = parameter->shape.rank() == 2 && parameter->init == Init::normal;
     if (dtype != DType::bf16 || !is_matrix) parameter->compute = {};

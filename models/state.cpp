@@ -3,8 +3,14 @@
 #include <algorithm>
 
 #include "core/context.h"
+#include "core/owner.h"
 
 namespace braid {
+namespace {
+
+constexpr std::string_view kCaches = "key and value caches";
+
+}  // namespace
 
 void KvCache::append(Context& ctx, const Tensor& k, const Tensor& v, int64_t keep) {
   if (keep >= 0 && length() > keep) begin_ = end_ - keep;
@@ -24,6 +30,7 @@ void KvCache::make_room(Context& ctx, const Tensor& like_k, const Tensor& like_v
     Shape shape_k = like_k.shape(), shape_v = like_v.shape();
     shape_k.set(0, std::max(kSmallest, 2 * (live + rows)));
     shape_v.set(0, shape_k[0]);
+    const WithOwner owner(kCaches);
     to_k = Tensor::empty(ctx, shape_k, like_k.dtype());
     to_v = Tensor::empty(ctx, shape_v, like_v.dtype());
   }
@@ -46,6 +53,7 @@ void KvCache::make_ring(Context& ctx, int64_t capacity, int64_t next_position) {
   Shape shape_k = k_.shape(), shape_v = v_.shape();
   shape_k.set(0, capacity);
   shape_v.set(0, capacity);
+  const WithOwner owner(kCaches);
   const Tensor to_k = Tensor::empty(ctx, shape_k, k_.dtype()), to_v = Tensor::empty(ctx, shape_v, v_.dtype());
   for (int64_t done = 0; done < live;) {
     const int64_t row = (first + done) % capacity, rows = std::min(live - done, capacity - row);

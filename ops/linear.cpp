@@ -51,6 +51,7 @@ class LinearNode final : public Node {
     if constexpr (kWithCuda) {
       Linear::Outputs d_out{tape.take_grad(output_slot)};
       if (!d_out.y) return;
+      const WithOperator running(Linear::name, true);
       ScopedTime timed(ctx.profile ? &ctx.profile->entry(Linear::name).backward_ms : nullptr);
       Linear::Inputs d_in;
       Linear::Attrs attrs;

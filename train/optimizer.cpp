@@ -41,7 +41,7 @@ void update_piece(const OptimizerSlot& slot, const AdamW::Piece& piece, const Ad
 
 AdamW::AdamW(Context& ctx, const std::vector<Parameter*>& parameters, const AdamWOptions& options) : options_(options) {
   check_options(options);
-  const WithOwner owner("optimizer moments");
+  const WithOwner owner(kOwnerMoments);
   for (Parameter* parameter : parameters) {
     BRAID_CHECK(parameter->value && parameter->value.contiguous(), "adamw: parameter '", parameter->name, "' must have a contiguous value");
     const int64_t slot = static_cast<int64_t>(slots_.size());

@@ -2,19 +2,36 @@
 
 #include <algorithm>
 
+#include "core/memory_accounts.h"
+#include "core/owner.h"
+#include "cuda/runtime/backend.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256, kChunk = 64 << 20;
+constexpr std::string_view kOwner = "recorded graph";
 
 size_t rounded(size_t bytes) { return std::max((bytes + kAlignment - 1) / kAlignment, size_t{1}) * kAlignment; }
 
 }  // namespace
 
 Arena::~Arena() {
-  for (const Chunk& chunk : chunks_) cudaFree(chunk.data);
+  for (const Chunk& chunk : chunks_) {
+    accounts_.remove(chunk.data);
+    cudaFree(chunk.data);
+  }
+}
+
+std::byte* Arena::new_chunk(size_t capacity) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, capacity);
+  if (status == cudaErrorMemoryAllocation)
+    fail_out_of_memory(device_idx_, "a recorded graph (" + std::string(current_owner()) + ")", capacity, accounts_);
+  check(status, "cudaMalloc of memory for a graph");
+  accounts_.add(data, static_cast<int64_t>(capacity), kOwner);
+  return static_cast<std::byte*>(data);
 }
 
 void* Arena::allocate(size_t bytes) {
@@ -25,10 +42,8 @@ void* Arena::allocate(size_t bytes) {
     return pointer;
   }
   if (chunks_.empty() || chunks_.back().used + size > chunks_.back().capacity) {
-    void* data = nullptr;
     const size_t capacity = std::max(size, kChunk);
-    check(cudaMalloc(&data, capacity), "cudaMalloc of memory for a graph");
-    chunks_.push_back({static_cast<std::byte*>(data), capacity, 0});
+    chunks_.push_back({new_chunk(capacity), capacity, 0});
   }
   Chunk& chunk = chunks_.back();
   void* pointer = chunk.data + chunk.used;

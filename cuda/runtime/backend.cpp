@@ -1,7 +1,6 @@
 #include "cuda/runtime/backend.h"
 
 #include <algorithm>
-#include <sstream>
 
 #include "core/owner.h"
 #include "cuda/runtime/check.h"
@@ -22,55 +21,53 @@ class StreamMoment final : public Moment {
   Event event_;
 };
 
+/// Of the device, with what the pool has of it and nobody holds.
+int64_t free_bytes(int index) {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  cudaMemPool_t pool;
+  uint64_t reserved = 0, used = 0;
+  check(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "cudaMemPoolGetAttribute");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");
+  return static_cast<int64_t>(free + reserved - used);
+}
+
 }  // namespace
 
 void* CudaBackend::allocate(size_t bytes, Stream stream) {
-  std::lock_guard lock(mutex_);
-  if (recording_ && stream.native() == recording_stream_) {
-    void* pointer = recording_->allocate(bytes);
-    ++arenas_.back().live;
-    return pointer;
+  const int index = stream.device().index;
+  MemoryAccounts* counted = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    counted = &accounts_[index];
+    if (recording_ && stream.native() == recording_stream_) {
+      void* pointer = recording_->allocate(bytes);
+      ++arenas_.back().live;
+      return pointer;
+    }
   }
   void* pointer = nullptr;
   const cudaError_t status = cudaMallocAsync(&pointer, std::max<size_t>(bytes, 1), native(stream));
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    report_out_of_memory(bytes, stream);
-  }
+  if (status == cudaErrorMemoryAllocation) fail_out_of_memory(index, current_owner(), bytes, *counted);
   check(status, "cudaMallocAsync");
-  Use& use = uses_[stream.device().index];
-  use.owner_of[pointer] = current_owner();
-  count(use, static_cast<int64_t>(bytes), current_owner());
+  counted->add(pointer, static_cast<int64_t>(bytes), current_owner());
   return pointer;
 }
 
-void CudaBackend::count(Use& use, int64_t bytes, std::string_view owner) {
-  use.used += bytes;
-  use.by_owner[owner] += bytes;
-  if (use.used < use.peak) return;
-  use.peak = use.used;
-  use.at_peak_is_stale = true;
+void CudaBackend::release(void* pointer, size_t bytes, Stream stream) noexcept {
+  if (released_to_arena(pointer, bytes)) return;
+  accounts(stream.device().index).remove(pointer);  // before the driver may give its address to another thread
+  cudaFreeAsync(pointer, native(stream));
 }
 
-void CudaBackend::release(void* pointer, size_t bytes, Stream stream) noexcept {
+bool CudaBackend::released_to_arena(void* pointer, size_t bytes) {
   std::lock_guard lock(mutex_);
-  for (auto use = arenas_.begin(); use != arenas_.end(); ++use) {
-    if (!use->arena->owns(pointer)) continue;
-    use->arena->release(pointer, bytes);
-    if (--use->live == 0 && use->arena.get() != recording_) arenas_.erase(use);
-    return;
-  }
-  cudaFreeAsync(pointer, native(stream));
-  Use& use = uses_[stream.device().index];
-  if (use.at_peak_is_stale) {
-    use.at_peak = use.by_owner;  // the peak is over: this is what it was made of
-    use.at_peak_is_stale = false;
-  }
-  use.used -= static_cast<int64_t>(bytes);
-  const auto owner = use.owner_of.find(pointer);
-  if (owner == use.owner_of.end()) return;
-  use.by_owner[owner->second] -= static_cast<int64_t>(bytes);
-  use.owner_of.erase(owner);
+  const auto use = std::find_if(arenas_.begin(), arenas_.end(), [&](const ArenaUse& each) { return each.arena->owns(pointer); });
+  if (use == arenas_.end()) return false;
+  use->arena->release(pointer, bytes);
+  if (--use->live == 0 && use->arena.get() != recording_) arenas_.erase(use);
+  return true;
 }
 
 void CudaBackend::copy(void* to, const void* from, size_t bytes, CopyKind kind, Stream stream) {
@@ -93,28 +90,17 @@ void CudaBackend::convert(void* to, DType to_dtype, const void* from, DType from
 
 void CudaBackend::synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "cudaStreamSynchronize"); }
 
+MemoryAccounts& CudaBackend::accounts(int index) {
+  std::lock_guard lock(mutex_);
+  return accounts_[index];
+}
+
 MemoryUse CudaBackend::use(int index) {
-  std::lock_guard lock(mutex_);
-  return {uses_[index].used, uses_[index].peak, free_bytes(index)};
+  const MemoryAccounts& counted = accounts(index);
+  return {counted.used_bytes(), counted.peak_bytes(), free_bytes(index)};
 }
 
-int64_t CudaBackend::peak_bytes(Device device) {
-  std::lock_guard lock(mutex_);
-  return uses_[device.index].peak;
-}
-
-std::vector<HeldBytes> CudaBackend::held(int index, bool at_peak) {
-  std::lock_guard lock(mutex_);
-  const Use& use = uses_[index];
-  return sorted(at_peak && !use.at_peak_is_stale ? use.at_peak : use.by_owner);
-}
-
-void CudaBackend::reset_peak(int index) {
-  std::lock_guard lock(mutex_);
-  Use& use = uses_[index];
-  use.peak = use.used;
-  use.at_peak_is_stale = true;
-}
+int64_t CudaBackend::peak_bytes(Device device) { return accounts(device.index).peak_bytes(); }
 
 void CudaBackend::begin_arena(Stream stream, std::shared_ptr<Arena> arena) {
   std::lock_guard lock(mutex_);
@@ -131,33 +117,10 @@ void CudaBackend::end_arena() {
   recording_stream_ = nullptr;
 }
 
-int64_t CudaBackend::free_bytes(int index) {
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  cudaMemPool_t pool;
-  uint64_t reserved = 0, used = 0;
-  check(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
-  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "cudaMemPoolGetAttribute");
-  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");
-  return static_cast<int64_t>(free + reserved - used);
-}
-
-std::vector<HeldBytes> CudaBackend::sorted(const std::map<std::string_view, int64_t>& by_owner) {
-  std::vector<HeldBytes> result;
-  for (const auto& [owner, bytes] : by_owner)
-    if (bytes > 0) result.push_back({std::string(owner), bytes});
-  std::stable_sort(result.begin(), result.end(), [](const HeldBytes& a, const HeldBytes& b) { return a.bytes > b.bytes; });
-  return result;
-}
-
-void CudaBackend::report_out_of_memory(size_t bytes, Stream stream) {
-  const Use& use = uses_[stream.device().index];
-  const std::vector<HeldBytes> holders = sorted(use.by_owner);
-  std::ostringstream list;
-  list.imbue(std::locale::classic());
-  for (size_t i = 0; i < std::min<size_t>(8, holders.size()); ++i) list << (i ? ", " : "") << holders[i].owner << " " << holders[i].bytes;
-  fail(stream.device(), ": out of memory: ", current_owner(), " asked for ", bytes, " bytes; ", use.used, " are held (", list.str(), "), ",
-       free_bytes(stream.device().index), " are free; fewer tokens per micro-batch or more recompute need less");
+void fail_out_of_memory(int index, std::string_view who, size_t bytes, const MemoryAccounts& accounts) {
+  cudaGetLastError();
+  fail(Device{DeviceKind::cuda, index}, ": out of memory: ", who, " asked for ", bytes, " bytes; ", accounts.summary(), "; free ", free_bytes(index),
+       "; ", advice_on_memory(accounts.held_by(kOwnerGradients) > 0));
 }
 
 CudaBackend& backend() {

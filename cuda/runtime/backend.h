@@ -2,13 +2,12 @@
 #pragma once
 #include <map>
 #include <mutex>
-#include <string>
-#include <unordered_map>
+#include <string_view>
 #include <vector>
 
+#include "core/memory_accounts.h"
 #include "core/transfers.h"
 #include "cuda/runtime/arena.h"
-#include "cuda/runtime/memory.h"
 #include "cuda/runtime/runtime.h"
 #include "cuda/runtime/staging.h"
 
@@ -29,36 +28,31 @@ class CudaBackend final : public DeviceBackend, public DeviceTransfers {
   int64_t peak_bytes(Device device) override;
 
   MemoryUse use(int index);
-  std::vector<HeldBytes> held(int index, bool at_peak);
-  void reset_peak(int index);
+  /// Of a device; they live as long as the process.
+  MemoryAccounts& accounts(int index);
 
   /// Until end_arena, tensors made on this stream live in `arena`, which is kept as long as one of them.
   void begin_arena(Stream stream, std::shared_ptr<Arena> arena);
   void end_arena();
 
  private:
-  struct Use {
-    int64_t used = 0, peak = 0;
-    std::map<std::string_view, int64_t> by_owner, at_peak;
-    bool at_peak_is_stale = false;  // by_owner was the peak's until the next release
-    std::unordered_map<const void*, std::string_view> owner_of;
-  };
   struct ArenaUse {
     std::shared_ptr<Arena> arena;
     int64_t live = 0;
   };
-  static int64_t free_bytes(int index);
-  static std::vector<HeldBytes> sorted(const std::map<std::string_view, int64_t>& by_owner);
-  static void count(Use& use, int64_t bytes, std::string_view owner);
-  [[noreturn]] void report_out_of_memory(size_t bytes, Stream stream);
+  /// Whether memory of a graph held the bytes at `pointer`, to which they went back.
+  bool released_to_arena(void* pointer, size_t bytes);
 
   std::mutex mutex_;
-  std::map<int, Use> uses_;
+  std::map<int, MemoryAccounts> accounts_;
   Staging staging_;
   std::vector<ArenaUse> arenas_;  // those with live tensors, and the one being recorded into
   Arena* recording_ = nullptr;
   const void* recording_stream_ = nullptr;
 };
+
+/// Throws Error: that `who` asked for more than there is, who holds what, and what needs less.
+[[noreturn]] void fail_out_of_memory(int index, std::string_view who, size_t bytes, const MemoryAccounts& accounts);
 
 /// Outlives every tensor, static ones included.
 CudaBackend& backend();

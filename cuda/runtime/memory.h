@@ -1,16 +1,13 @@
 // Accounts of a GPU's memory.
 #pragma once
 #include <cstdint>
-#include <string>
 #include <vector>
+
+#include "core/memory_accounts.h"
 
 namespace braid::cuda {
 
 /// Who holds how much, largest first: now, and when most was held (since the last reset_peak_memory). Owners: core/owner.h.
-struct HeldBytes {
-  std::string owner;
-  int64_t bytes = 0;
-};
 std::vector<HeldBytes> memory_held(int index = 0);
 std::vector<HeldBytes> memory_held_at_peak(int index = 0);
 

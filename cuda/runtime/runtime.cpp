@@ -57,8 +57,8 @@ Context make_context(int index) {
 }
 
 MemoryUse memory_use(int index) { return backend().use(index); }
-std::vector<HeldBytes> memory_held(int index) { return backend().held(index, false); }
-std::vector<HeldBytes> memory_held_at_peak(int index) { return backend().held(index, true); }
+std::vector<HeldBytes> memory_held(int index) { return backend().accounts(index).held(); }
+std::vector<HeldBytes> memory_held_at_peak(int index) { return backend().accounts(index).held_at_peak(); }
 int64_t most_reserved_bytes(int index) {
   cudaMemPool_t pool;
   uint64_t bytes = 0;
@@ -66,7 +66,7 @@ int64_t most_reserved_bytes(int index) {
   check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemHigh, &bytes), "cudaMemPoolGetAttribute");
   return static_cast<int64_t>(bytes);
 }
-void reset_peak_memory(int index) { backend().reset_peak(index); }
+void reset_peak_memory(int index) { backend().accounts(index).reset_peak(); }
 
 Event::Event() {
   cudaEvent_t event;
@@ -102,7 +102,7 @@ void Graph::record(Context& ctx, FunctionRef<void()> body) {
   check(cudaStreamBeginCapture(native(ctx.stream()), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
   cudaGraph_t graph = nullptr;
   auto recording = std::make_unique<Recording>();
-  recording->memory = std::make_shared<Arena>();
+  recording->memory = std::make_shared<Arena>(ctx.device().index, backend().accounts(ctx.device().index));
   backend().begin_arena(ctx.stream(), recording->memory);
   try {
     body();

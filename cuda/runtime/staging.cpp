@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "core/owner.h"
 #include "cuda/runtime/check.h"
 
 namespace braid::cuda {
@@ -63,7 +64,13 @@ Staging::Block& Staging::take(size_t bytes) {
   }
   auto block = std::make_unique<Block>();
   void* data = nullptr;
-  check(cudaHostAlloc(&data, capacity, cudaHostAllocDefault), "cudaHostAlloc");
+  const cudaError_t status = cudaHostAlloc(&data, capacity, cudaHostAllocDefault);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail("cuda: out of host memory: pinned staging (", current_owner(), ") asked for ", capacity, " bytes; in use ", pinned_,
+         ", all of them pinned; let this process have or pin more of the host's memory");
+  }
+  check(status, "cudaHostAlloc");
   block->data = static_cast<std::byte*>(data);
   block->capacity = capacity;
   check(cudaEventCreateWithFlags(&block->done, cudaEventDisableTiming), "cudaEventCreate");

@@ -58,9 +58,9 @@ int main(int argc, char** argv) {
       file << braid::cli::to_json(ctx, rows);
       BRAID_CHECK(file.flush(), "--json: ", options.json, " could not be written");
     }
-    for (const auto& row : rows)
-      if (!row.error.empty()) return 1;
-    return 0;
+    const std::string failed = braid::cli::failures(rows);
+    if (!failed.empty()) std::cerr << "braid_bench: " << failed << '\n';
+    return failed.empty() ? 0 : 1;
   } catch (const braid::Error& error) {
     std::cerr << "braid_bench: " << error.what() << '\n';
     return 2;

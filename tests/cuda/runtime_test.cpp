@@ -4,6 +4,8 @@
 
 #include "core/owner.h"
 #include "core/transfers.h"
+#include "cuda/runtime/memory.h"
+#include "ops/linear.h"
 #include "tests/support/random_tensors.h"
 
 namespace braid::testing {
@@ -54,6 +56,51 @@ TEST_F(CudaRuntime, CountsMemoryAndSaysWhenItIsOut) {
     EXPECT_NE(std::string(error.what()).find("activations and scratch "), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("cuda:0: out of memory: somebody asked for 17592186044416 bytes"), std::string::npos) << error.what();
   }
+}
+
+template <class Body>
+std::string error_of(Body&& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+int64_t held_by(const std::string& owner) {
+  for (const HeldBytes& held : cuda::memory_held())
+    if (held.owner == owner) return held.bytes;
+  return 0;
+}
+
+TEST_F(CudaRuntime, TellsWhichOperatorAskedAndWhichHold) {
+  Context gpu = cuda::make_context();
+  const Tensor x = Tensor::zeros(gpu, {1024, 64}, DType::f32), weight = Tensor::zeros(gpu, {256, 64}, DType::f32);
+  const int64_t before = held_by("linear");
+  const Tensor y = linear(gpu, x, weight);
+  EXPECT_EQ(held_by("linear") - before, y.nbytes());
+  const Tensor endless = Tensor::empty(gpu, {int64_t{1} << 42, 0}, DType::f32), none = Tensor::empty(gpu, {1, 0}, DType::f32);
+  const std::string message = error_of([&] { linear(gpu, endless, none); });
+  EXPECT_TRUE(message.starts_with("cuda:0: out of memory: linear asked for 17592186044416 bytes; in use ")) << message;
+  EXPECT_NE(message.find("linear " + std::to_string(held_by("linear"))), std::string::npos) << message;
+  EXPECT_TRUE(message.ends_with("; a shorter context or a smaller batch needs less")) << message;
+}
+
+TEST_F(CudaRuntime, CountsWhatARecordedGraphHolds) {
+  Context gpu = cuda::make_context();
+  const Tensor x = Tensor::zeros(gpu, {256}, DType::f32);
+  const int64_t before = cuda::memory_use().used_bytes, graphs = held_by("recorded graph");
+  {
+    cuda::Graph graph;
+    graph.record(gpu, [&] { copied(gpu, x); });
+    EXPECT_GE(held_by("recorded graph") - graphs, x.nbytes());
+    EXPECT_EQ(cuda::memory_use().used_bytes - before, held_by("recorded graph") - graphs);
+    const std::string message = error_of([&] { graph.record(gpu, [&] { Tensor::empty(gpu, {int64_t{1} << 42}, DType::f32); }); });
+    EXPECT_TRUE(message.starts_with("cuda:0: out of memory: a recorded graph (activations and scratch) asked for 17592186044416 bytes; in use "))
+        << message;
+  }
+  EXPECT_EQ(cuda::memory_use().used_bytes, before);
 }
 
 TEST_F(CudaRuntime, EventsTimeAndGraphsReplay) {

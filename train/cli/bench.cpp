@@ -137,12 +137,17 @@ void check_names(Context& ctx, const std::vector<std::string>& ops) {
 }
 
 #ifdef BRAID_WITH_CUDA
-/// The operators of the GPU's own list (bench_gpu/cases.h), or the time of a training step.
-Json bench_on_gpu(Context& ctx, const BenchOptions& o) {
-  if (o.model.empty()) {
-    check_gpu_ops(o.ops);
-    return Json::parse(to_json(ctx, bench_gpu(ctx, {.ops = o.ops, .shapes = {}, .budget_ms = static_cast<double>(o.budget_ms)})));
-  }
+/// The operators of the GPU's own list (bench_gpu/cases.h). Returns the exit status.
+int bench_ops_on_gpu(Context& ctx, const BenchOptions& o) {
+  check_gpu_ops(o.ops);
+  const std::vector<GpuBenchRow> rows = bench_gpu(ctx, {.ops = o.ops, .shapes = {}, .budget_ms = static_cast<double>(o.budget_ms)});
+  if (!o.json.empty()) write_json(o.json, Json::parse(to_json(ctx, rows)));
+  const std::string failed = failures(rows);
+  if (!failed.empty()) std::cerr << "braid bench: " << failed << '\n';
+  return failed.empty() ? kDone : kCheckFailed;
+}
+
+Json bench_step_on_gpu(Context& ctx, const BenchOptions& o) {
   const StepBench bench = bench_training(
       ctx, preset(o.model), {.batch_tokens = o.batch_tokens, .context = o.context, .peak_flops = kFloorFlopsPerSecond, .equal_work = true},
       {.on_step = [](const StepReport&) {}});
@@ -177,7 +182,8 @@ int run_bench(const Arguments& arguments) {
   if (!o.model.empty()) preset(o.model);
 #ifdef BRAID_WITH_CUDA
   if (!ctx.on_cpu()) {
-    const Json result = bench_on_gpu(ctx, o);
+    if (o.model.empty()) return bench_ops_on_gpu(ctx, o);
+    const Json result = bench_step_on_gpu(ctx, o);
     if (!o.json.empty()) write_json(o.json, result);
     return kDone;
   }

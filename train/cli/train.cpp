@@ -8,6 +8,7 @@
 #ifdef BRAID_WITH_MPI
 #include "core/communicator_mpi.h"
 #endif
+#include "core/owner.h"
 #include "core/profile.h"
 #ifdef BRAID_WITH_CUDA
 #include "cuda/runtime/memory.h"
@@ -173,8 +174,8 @@ TrainOptions train_options(const TrainCommand& o, const ModelConfig& config, Con
 /// will keep, by operator.
 void print_memory(Context& ctx, const HybridLm& model, const Trainer& trainer, const std::vector<WeightedSource>& sources, const TrainCommand& o,
                   const BatchShare& share) {
-  std::vector<std::pair<const char*, int64_t>> kinds = {
-      {"parameters", 0}, {"gradients", 0}, {"bf16 copies of parameters", 0}, {"optimizer moments", 0}};
+  std::vector<std::pair<std::string, int64_t>> kinds;
+  for (const std::string_view kind : {kOwnerParameters, kOwnerGradients, kOwnerCopies, kOwnerMoments}) kinds.emplace_back(kind, 0);
   for (const Parameter* parameter : model.parameters()) {
     kinds[0].second += parameter->value.nbytes();
     kinds[1].second += parameter->grad.nbytes();
@@ -215,7 +216,7 @@ void print_held_at_peak([[maybe_unused]] Context& ctx, ProgressLine& line) {
   line.finish();
   Table table({"held at the peak by", "bytes"});
   double total = 0;
-  for (const cuda::HeldBytes& held : cuda::memory_held_at_peak(ctx.device().index)) {
+  for (const HeldBytes& held : cuda::memory_held_at_peak(ctx.device().index)) {
     table.add({held.owner, bytes(static_cast<double>(held.bytes))});
     total += static_cast<double>(held.bytes);
   }

@@ -32,6 +32,7 @@ Tensor tail_of(Context& ctx, const ProjectionMap& map) {
 bool project_each_cuda(Context& ctx, const Tensor& x, const Sequences& seqs, std::span<const ProjectionMap> maps, std::span<Tensor> ys) {
   const auto is_taken = [](const ProjectionMap& map) { return !map.conv || (map.conv.size(1) <= kMostTaps && map.conv.dtype() == DType::f32); };
   if (cuda::num_rows(x) != 1 || seqs.count() != 1 || maps.size() > cuda::kMostProducts || !std::ranges::all_of(maps, is_taken)) return false;
+  const WithOperator running(Linear::name, false);
   std::vector<cuda::VectorProduct> products;
   for (size_t i = 0; i < maps.size(); ++i) {
     const ProjectionMap& map = maps[i];
@@ -49,6 +50,7 @@ bool project_each_cuda(Context& ctx, const Tensor& x, const Sequences& seqs, std
 
 bool project_swiglu_cuda(Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up, Tensor& y) {
   if (cuda::num_rows(x) != 1 || up.shape() != gate.shape()) return false;
+  const WithOperator running(Linear::name, false);
   y = target_of(ctx, x, gate, {});
   if (!y || !cuda::takes_vector(up, x, y)) return false;
   const cuda::VectorProduct pair{.weight = gate, .y = y, .up = up};

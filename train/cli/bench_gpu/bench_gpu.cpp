@@ -146,6 +146,14 @@ std::vector<GpuBenchRow> bench_gpu(Context& ctx, const GpuBenchOptions& options)
   return rows;
 }
 
+std::string failures(const std::vector<GpuBenchRow>& rows) {
+  const auto failed = [](const GpuBenchRow& row) { return !row.error.empty(); };
+  const auto first = std::find_if(rows.begin(), rows.end(), failed);
+  if (first == rows.end()) return "";
+  return std::to_string(std::count_if(rows.begin(), rows.end(), failed)) + " of " + std::to_string(rows.size()) + " cases failed, first " +
+         first->op + ", " + first->shape + ": " + first->error;
+}
+
 std::string to_json(Context& ctx, const std::vector<GpuBenchRow>& rows) {
   std::ostringstream out;
   out.imbue(std::locale::classic());

@@ -29,6 +29,8 @@ struct GpuBenchRow {
 void check_gpu_ops(const std::vector<std::string>& ops);
 /// Runs every case that is asked for, printing its row when it is done.
 std::vector<GpuBenchRow> bench_gpu(Context& ctx, const GpuBenchOptions& options);
+/// "2 of 40 cases failed, first OP, SHAPE: ERROR", or nothing when all ran.
+std::string failures(const std::vector<GpuBenchRow>& rows);
 /// The rows and the device's name as JSON text.
 std::string to_json(Context& ctx, const std::vector<GpuBenchRow>& rows);
 

@@ -39,7 +39,8 @@ std::vector<Split> token_splits();
 
 std::vector<GpuCase> recurrence_cases();
 std::vector<GpuCase> attention_cases();
-std::vector<GpuCase> row_cases();      // everything bound by memory, and the linear layer with its loss
+std::vector<GpuCase> step_cases();     // one token of each sequence, as decoding has it: forward only
+std::vector<GpuCase> row_cases();      // everything bound by memory, the linear layer, and the one with its loss
 std::vector<GpuCase> ceiling_cases();  // device_copy and matrix_product: what the chip gives at most
 /// All of these.
 std::vector<GpuCase> gpu_cases();

@@ -153,7 +153,7 @@ std::vector<GpuCase> attention_cases() {
 
 std::vector<GpuCase> gpu_cases() {
   std::vector<GpuCase> cases;
-  for (auto list : {ceiling_cases, row_cases, recurrence_cases, attention_cases})
+  for (auto list : {ceiling_cases, row_cases, recurrence_cases, attention_cases, step_cases})
     for (GpuCase& c : list()) cases.push_back(std::move(c));
   return cases;
 }

@@ -6,6 +6,7 @@
 #include "ops/gated_rms_norm.h"
 #include "ops/gates.h"
 #include "ops/l2_norm.h"
+#include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/repeat_heads.h"
 #include "ops/rms_norm.h"
@@ -91,6 +92,12 @@ double num_distinct(Context& ctx, const Tensor& tokens) {
   return static_cast<double>(std::set<int64_t>(values.begin(), values.end()).size());
 }
 
+void add_linear(std::vector<GpuCase>& cases) {
+  add<Linear>(cases, "[32768, 2048] x [2048, 2048]", [](Context& ctx, Values& values) {
+    return make_run<Linear>(ctx, {values.uniform({N, kHidden}), values.uniform({kHidden, kHidden}, -0.05, 0.05), {}}, {}, 2 * kElements * kHidden);
+  });
+}
+
 void add_vocabulary(std::vector<GpuCase>& cases) {
   add<Embedding>(cases, "[32000, 2048], 32768 tokens", [](Context& ctx, Values& values) {
     const Tensor tokens = values.indices(N, kVocab);
@@ -158,6 +165,7 @@ std::vector<GpuCase> row_cases() {
   add_norms(cases);
   add_convolutions(cases);
   add_elementwise(cases);
+  add_linear(cases);
   add_vocabulary(cases);
   add_optimizer(cases);
   return cases;
