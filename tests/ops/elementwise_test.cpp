@@ -10,15 +10,15 @@ namespace braid::testing {
 namespace {
 
 template <class Op>
-bool register_unary_laws(const Op& op) {
+bool register_unary_laws(const Op& op, const std::string& suite = std::string(Op::name)) {
   const auto of_shape = [&](const std::string& name, const Shape& shape, double scale) -> OpCase<Op> {
     return {.name = name,
             .inputs = [=](Context& ctx, Random& random) -> typename Op::Inputs { return {normal(ctx, random, shape, scale)}; },
             .attrs = op,
             .any_shape = true};
   };
-  return register_laws<Op>(std::string(Op::name), {of_shape("small", {3, 7}, 1), of_shape("one", {1}, 1), of_shape("empty", {0, 3}, 1),
-                                                   of_shape("wide", {5, 19}, 4), of_shape("ranges", {40000}, 1)});
+  return register_laws<Op>(suite, {of_shape("small", {3, 7}, 1), of_shape("one", {1}, 1), of_shape("empty", {0, 3}, 1), of_shape("wide", {5, 19}, 4),
+                                   of_shape("ranges", {40000}, 1)});
 }
 template <class Op>
 bool register_binary_laws(const Op& op) {
@@ -41,7 +41,7 @@ bool register_all_binary(OperatorList<Operators...>) {
 }
 const bool kUnaryLaws = register_all_unary(UnaryOperators{});
 const bool kBinaryLaws = register_all_binary(BinaryOperators{});
-const bool kScaleLaws = register_unary_laws(Scale(-2.5));
+const bool kScaleLaws = register_unary_laws(Scale(-2.5), "scale_negative");
 
 const std::vector<OpCase<SwiGlu>> kSwiGluCases = {
     {.name = "small",

@@ -1,6 +1,7 @@
 #include "ops/gates.h"
 
 #include <cmath>
+#include <limits>
 
 #include "tests/support/laws.h"
 
@@ -147,6 +148,38 @@ TEST(GlaGate, IsTheDefinitionAndStopsGradientWhereClamped) {
   for (int i = 0; i < 5; ++i) EXPECT_NEAR(run.out.log_decay.data<double>()[i], expected[i], 1e-14);
   for (int i = 0; i < 5; ++i) EXPECT_EQ(run.d_in.x.data<double>()[i] == 0, i < 2) << i;
 }
+
+void expect_nan_gates_to_stay(Context& ctx) {
+  Context host;
+  std::vector<double> values(64, 0.5);
+  values[5] = std::numeric_limits<double>::quiet_NaN();
+  const Tensor x = copied(ctx, converted(host, from_vector(host, values, {8, 8}), DType::f32));
+  const auto only_there = [&](const Tensor& log_decay, const std::string& what) {
+    const std::vector<double> got = to_vector<double>(ctx, log_decay);
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(std::isnan(got[i]), i == 5) << what << ", element " << i;
+  };
+  only_there(apply<GlaGate>(ctx, {x}, {.normalizer = 16, .clamp_min = {}}).log_decay, "gla_gate");
+  only_there(apply<GlaGate>(ctx, {x}, {.normalizer = 16, .clamp_min = -1}).log_decay, "gla_gate, clamped");
+  only_there(apply<HgrnGate>(ctx, {x, {}}, {}).log_decay, "hgrn_gate");
+  const Tensor zeros = Tensor::zeros(ctx, {8}, DType::f32);
+  only_there(apply<GdnGate>(ctx, {x, zeros, zeros}).log_decay, "gdn_gate");
+}
+
+TEST(Gates, NaNStays) {
+  Context ctx;
+  expect_nan_gates_to_stay(ctx);
+}
+
+bool register_nan_gates_on_cuda() {
+  if constexpr (kWithCuda)
+    register_law("Gates", "nan_stays_cuda_f32", [] {
+      if (cuda::num_devices() == 0) GTEST_SKIP() << "no GPU";
+      Context gpu = cuda::make_context();
+      expect_nan_gates_to_stay(gpu);
+    });
+  return true;
+}
+const bool kNanGatesOnCuda = register_nan_gates_on_cuda();
 
 TEST(LowerBound, IsTheDefinition) {
   Context ctx;

@@ -28,7 +28,10 @@ __global__ void __launch_bounds__(256) gla_gate_forward(GlaParams p) {
     float x[width];
     device::load(static_cast<const T*>(p.x) + i, x);
 #pragma unroll
-    for (int j = 0; j < width; ++j) x[j] = fmaxf(functions::log_sigmoid(x[j]) * p.factor, p.least);
+    for (int j = 0; j < width; ++j) {
+      const float decay = functions::log_sigmoid(x[j]) * p.factor;
+      x[j] = decay < p.least ? p.least : decay;  // NaN stays
+    }
     device::store(p.log_decay + i, x);
   }
 }
