@@ -42,16 +42,16 @@ struct InputGradients {
 };
 
 /// d_z from z and d_o, in place of d_o.
-template <device::Heads heads, int width>
-__device__ inline void conv_slope(const device::ConvInputs& in, const float (&z)[width], float (&d)[width], int& turn) {
+template <bool heads, int width>
+__device__ inline void conv_slope(const device::ConvInputs& in, const float (&z)[width], float (&d)[width]) {
   float s[width];
 #pragma unroll
   for (int c = 0; c < width; ++c) s[c] = in.silu ? device::fast_sigmoid(z[c]) : 1.0f;
-  if constexpr (heads != device::Heads::none) {
+  if constexpr (heads) {
     float activated[width];
 #pragma unroll
     for (int c = 0; c < width; ++c) activated[c] = z[c] * s[c];
-    device::normalize_head_backward<heads == device::Heads::of_two_warps>(activated, d, in.head_lanes, static_cast<float>(kConvNormEps), turn);
+    device::normalize_head_backward(activated, d, in.head_lanes, static_cast<float>(kConvNormEps));
   }
   if (!in.silu) return;
 #pragma unroll
@@ -63,7 +63,6 @@ template <class T, int taps, int width>
 struct GradientWindow {
   device::ConvWindow<T, taps, width> inputs;
   float sums[taps][width], d_weight[taps][width];
-  int turn = 0;  // of add_other_warp
 
   __device__ void clear_sums() {
 #pragma unroll
@@ -72,11 +71,11 @@ struct GradientWindow {
       for (int c = 0; c < width; ++c) sums[j][c] = 0;
   }
   /// Takes token t with d = d_o; its weights' gradient belongs to the tile that has it.
-  template <device::Heads heads>
+  template <bool heads>
   __device__ void take(const device::ConvInputs& in, const float (&x)[width], float (&d)[width], bool adds_weight) {
     float z[width];
     inputs.convolve(x, z);
-    conv_slope<heads>(in, z, d, turn);
+    conv_slope<heads>(in, z, d);
 #pragma unroll
     for (int c = 0; c < width; ++c) {
 #pragma unroll
@@ -93,7 +92,7 @@ struct GradientWindow {
 };
 
 /// A whole tile inside one sequence, without gradients of states: nothing is asked of a token but its values.
-template <device::Heads heads, class T, int taps, int width>
+template <bool heads, class T, int taps, int width>
 __device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, taps, width>& window, int64_t begin, int64_t end, int64_t limit,
                                    int64_t d) {
   constexpr int kAhead = cuda::kConvInsideAhead;
@@ -131,14 +130,12 @@ __device__ inline void walk_inside(const BackwardParams& p, GradientWindow<T, ta
   }
 }
 
-/// On a multiprocessor: what two warps share takes registers.
-template <int taps, device::Heads heads>
-constexpr int kBlocks = taps > 4 ? 1 : (heads == device::Heads::of_two_warps ? 3 : 4);
-
 // Tokens t of a tile, and those after it that its inputs reach: d_z_t = d_o_t act'(z_t) adds weight_j d_z_t to the gradient of input
 // t − taps + 1 + j, which is complete once j = 0 was added. d_weight_j = Σ_t d_z_t x_{t−taps+1+j}.
-template <class T, int taps, int width, device::Heads heads>
-__global__ void __launch_bounds__(cuda::kConvThreads, kBlocks<taps, heads>) short_conv_backward(BackwardParams p) {
+template <class T, int taps, int width, bool heads>
+__global__ void __launch_bounds__(cuda::kConvThreads, taps > 4    ? 1
+                                                      : width > 4 ? 2
+                                                                  : 4) short_conv_backward(BackwardParams p) {
   device::begin_overlapping();
   constexpr int kAhead = taps > 4 ? 1 : cuda::kConvAhead;
   const device::ConvInputs& in = p.in;
@@ -215,7 +212,8 @@ ShortConv::Outputs before_norm(Context& ctx, const ShortConv::Saved& saved, cons
 void ShortConv::backward_cuda(Context& ctx, const Saved& saved, const Attrs& attrs, const Outputs& d_out, Inputs& d_in) {
   const int64_t N = saved.x.size(0), D = saved.x.size(1), W = saved.weight.size(1), tiles = cuda::num_conv_tiles(N);
   const bool aligned = aligned16(saved.x) && aligned16(d_out.o) && aligned16(d_in.x);
-  const bool fused = cuda::fuses_norm(saved.x.dtype(), W, D, attrs.norm_dim, aligned, 4, 64);
+  const int width = attrs.norm_dim == 256 ? 8 : 4;  // of threads that divide heads
+  const bool fused = cuda::fuses_norm(saved.x.dtype(), W, D, attrs.norm_dim, aligned, width);
   if (attrs.norm_dim > 0 && !fused) return backward_cuda(ctx, saved, cuda::without_norm(attrs), before_norm(ctx, saved, attrs, d_out), d_in);
   cuda::pass_empty_sequences(ctx, attrs.seqs, d_out.final_state, d_in.initial_state);
   const Tensor partials = d_in.weight ? Tensor::empty(ctx, {tiles, D * W}, DType::f32) : Tensor{};
@@ -226,15 +224,12 @@ void ShortConv::backward_cuda(Context& ctx, const Saved& saved, const Attrs& att
                         address_of<float>(d_in.initial_state),
                         address_of<float>(partials)};
   if (fused) {
-    using enum device::Heads;
-    params.in.head_lanes = static_cast<int>(attrs.norm_dim / 4);
-    const auto kernel =
-        params.in.head_lanes > 32 ? &short_conv_backward<device::bf16, 4, 4, of_two_warps> : &short_conv_backward<device::bf16, 4, 4, of_warp>;
-    cuda::launch(ctx.stream(), "short_conv_norm_backward", kernel, cuda::conv_config(N, D, 4), params);
+    params.in.head_lanes = static_cast<int>(attrs.norm_dim / width);
+    const auto kernel = width == 8 ? &short_conv_backward<device::bf16, 4, 8, true> : &short_conv_backward<device::bf16, 4, 4, true>;
+    cuda::launch(ctx.stream(), "short_conv_norm_backward", kernel, cuda::conv_config(N, D, width), params);
   } else {
     cuda::dispatch_conv<4>(saved.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
-      cuda::launch(ctx.stream(), "short_conv_backward", &short_conv_backward<T, taps, width, device::Heads::none>, cuda::conv_config(N, D, width),
-                   params);
+      cuda::launch(ctx.stream(), "short_conv_backward", &short_conv_backward<T, taps, width, false>, cuda::conv_config(N, D, width), params);
     });
   }
   if (d_in.weight) cuda::sum_partials(ctx, partials, d_in.weight);

@@ -14,17 +14,17 @@ struct ForwardParams {
 };
 
 /// o from z.
-template <device::Heads heads, int width>
+template <bool heads, int width>
 __device__ inline void activate(const device::ConvInputs& in, float (&z)[width]) {
   if (in.silu) {
 #pragma unroll
     for (int c = 0; c < width; ++c) z[c] *= device::fast_sigmoid(z[c]);
   }
-  if constexpr (heads != device::Heads::none) device::normalize_head(z, in.head_lanes, static_cast<float>(kConvNormEps));
+  if constexpr (heads) device::normalize_head(z, in.head_lanes, static_cast<float>(kConvNormEps));
 }
 
 /// A whole tile inside one sequence: nothing is asked of a token but its values.
-template <device::Heads heads, class T, int taps, int width>
+template <bool heads, class T, int taps, int width>
 __device__ inline void convolve_inside(const ForwardParams& p, device::ConvWindow<T, taps, width>& window, int64_t begin, int64_t end, int64_t d) {
   constexpr int kAhead = cuda::kConvInsideAhead;
   static_assert(cuda::kConvTokens % kAhead == 0);
@@ -60,7 +60,7 @@ __device__ inline void store_final_state(const ForwardParams& p, const device::C
 }
 
 // o_t = act(Σ_j weight_j x_{t−taps+1+j}) over one tile of tokens; the last inputs of a sequence become its final state.
-template <class T, int taps, int width, device::Heads heads>
+template <class T, int taps, int width, bool heads>
 __global__ void __launch_bounds__(cuda::kConvThreads, 4) short_conv_forward(ForwardParams p) {
   constexpr int kAhead = cuda::kConvAhead;
   device::let_next_begin();
@@ -106,7 +106,7 @@ ShortConv::Saved ShortConv::forward_cuda(Context& ctx, const Inputs& in, const A
   ForwardParams params{cuda::conv_inputs(ctx, in.x, in.weight, in.initial_state, attrs), out.o.raw(), out.final_state.data<float>()};
   const int64_t N = params.in.N, D = params.in.D;
   const bool aligned = cuda::aligned16(in.x) && cuda::aligned16(out.o),
-             fused = cuda::fuses_norm(in.x.dtype(), params.in.W, D, attrs.norm_dim, aligned, 8, 32);
+             fused = cuda::fuses_norm(in.x.dtype(), params.in.W, D, attrs.norm_dim, aligned, 8);
   if (attrs.norm_dim > 0 && !fused) {
     Outputs plain{Tensor::empty(ctx, out.o.shape(), out.o.dtype()), out.final_state};
     const Saved saved = forward_cuda(ctx, in, cuda::without_norm(attrs), plain);
@@ -118,13 +118,11 @@ ShortConv::Saved ShortConv::forward_cuda(Context& ctx, const Inputs& in, const A
   cuda::pass_empty_sequences(ctx, attrs.seqs, in.initial_state, out.final_state);
   if (fused) {
     params.in.head_lanes = static_cast<int>(attrs.norm_dim / 8);
-    cuda::launch(ctx.stream(), "short_conv_norm_forward", &short_conv_forward<device::bf16, 4, 8, device::Heads::of_warp>, cuda::conv_config(N, D, 8),
-                 params);
+    cuda::launch(ctx.stream(), "short_conv_norm_forward", &short_conv_forward<device::bf16, 4, 8, true>, cuda::conv_config(N, D, 8), params);
     return {in.x, in.weight, in.initial_state};
   }
   cuda::dispatch_conv<8>(in.x.dtype(), params.in.W, D, aligned, [&]<class T, int taps, int width>() {
-    cuda::launch(ctx.stream(), "short_conv_forward", &short_conv_forward<T, taps, width, device::Heads::none>, cuda::conv_config(N, D, width),
-                 params);
+    cuda::launch(ctx.stream(), "short_conv_forward", &short_conv_forward<T, taps, width, false>, cuda::conv_config(N, D, width), params);
   });
   return {in.x, in.weight, in.initial_state};
 }

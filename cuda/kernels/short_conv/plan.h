@@ -1,7 +1,6 @@
 // How the short convolution is cut: tiles of tokens, blocks of channels.
 #pragma once
 #include <algorithm>
-#include <bit>
 
 #include "cuda/kernels/operands.h"
 #include "cuda/kernels/short_conv/window.h"
@@ -32,11 +31,10 @@ inline device::ConvInputs conv_inputs(Context& ctx, const Tensor& x, const Tenso
           .head_lanes = 0};
 }
 
-/// Whether heads of norm_dim channels are divided by their length in the same launch: bf16, a head within `most` threads of `width` channels.
-inline bool fuses_norm(DType dtype, int64_t W, int64_t D, int64_t norm_dim, bool aligned, int width, int64_t most) {
+/// Whether heads of norm_dim channels are divided by their length in the same launch: bf16, a head within a warp of threads of `width` channels.
+inline bool fuses_norm(DType dtype, int64_t W, int64_t D, int64_t norm_dim, bool aligned, int width) {
   const int64_t lanes = norm_dim / width;
-  return dtype == DType::bf16 && W <= 4 && aligned && D % (std::max<int64_t>(32, lanes) * width) == 0 && norm_dim % width == 0 && lanes >= 8 &&
-         lanes <= most && std::has_single_bit(static_cast<uint64_t>(lanes));
+  return dtype == DType::bf16 && W <= 4 && aligned && D % (32 * width) == 0 && norm_dim % width == 0 && (lanes == 8 || lanes == 16 || lanes == 32);
 }
 /// The same of attributes without the division.
 inline ShortConv::Attrs without_norm(ShortConv::Attrs attrs) {

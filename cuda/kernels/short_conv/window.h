@@ -5,9 +5,6 @@
 
 namespace braid::device {
 
-/// Whose heads a launch divides by their length: nobody's, or those within a warp, or of two neighbouring warps.
-enum class Heads : uint8_t { none, of_warp, of_two_warps };
-
 struct ConvInputs {
   const void* x;               // [N, D]
   const float* weight;         // [D, W]
@@ -16,7 +13,7 @@ struct ConvInputs {
   int64_t N, D, S;
   int W;
   bool silu;
-  int head_lanes;  // threads that share a head to be divided by its length: 8, 16, 32 or, backwards, 64; 0: none is
+  int head_lanes;  // threads that share a head to be divided by its length, 8, 16 or 32; 0: none is
 };
 
 /// Sums over the threads of a head, 8, 16 or 32 neighbours; by whole warps.
@@ -66,33 +63,19 @@ __device__ inline void normalize_head(float (&a)[width], int lanes, float eps) {
   for (int c = 0; c < width; ++c) a[c] *= r;
 }
 
-/// Adds x and y of the other warp of a head of 64 threads; whether any x of the block is above half of kLargestSum. Every warp of the block, of
-/// at most eight, must call it, with turns 0, 1, 2, …: what one still reads is then not overwritten.
-__device__ inline bool add_other_warp(float& x, float& y, int& turn) {
-  __shared__ float2 sums[2][8];
-  float2(&place)[8] = sums[turn++ & 1];
-  const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) place[warp] = make_float2(x, y);
-  const bool any = __syncthreads_or(!(x <= 0.5f * kLargestSum));
-  const float2 other = place[warp ^ 1];
-  x += other.x, y += other.y;
-  return any;
-}
-
 /// The gradient through it in place of d: r d − a r³ Σ a d, r the factor.
-template <bool two_warps, int width>
-__device__ inline void normalize_head_backward(float (&a)[width], float (&d)[width], int lanes, float eps, int& turn) {
-  const HeadSums head_sum(two_warps ? 32 : lanes);
+template <int width>
+__device__ inline void normalize_head_backward(float (&a)[width], float (&d)[width], int lanes, float eps) {
+  const HeadSums head_sum(lanes);
   float sum, dot, shrink = 1;
-  const auto add_up = [&]() -> bool {  // whether a sum near the thread may have overflowed
+  const auto add_up = [&] {
     sum = 0, dot = 0;
 #pragma unroll
     for (int c = 0; c < width; ++c) sum += a[c] * a[c], dot += a[c] * d[c];
     head_sum(sum, dot);
-    if constexpr (two_warps) return add_other_warp(sum, dot, turn);
-    else return __any_sync(0xffffffffu, !(sum <= kLargestSum));
   };
-  if (add_up()) {
+  add_up();
+  if (__any_sync(0xffffffffu, !(sum <= kLargestSum))) {
     const bool huge = !(sum <= kLargestSum);
     shrink = huge ? kShrink : 1.0f, eps = huge ? 0.0f : eps;
 #pragma unroll
