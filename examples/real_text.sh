@@ -55,6 +55,7 @@ corpus() {
         }
       }' "$folder"
   ls -l "$folder"/train.jsonl "$folder"/valid.jsonl
+  [ "$(cat "$folder"/*.jsonl | wc -c)" -ge 50000000 ] || { echo "examples/real_text.sh: less than 50 MB: too many packages were skipped" >&2; exit 1; }
 }
 
 train() {
@@ -72,7 +73,7 @@ train() {
     echo "== $1: recall of a number hidden in 1,024 bytes"
     "$braid" eval --model "$2" --task recall --recall needle --needle-length 1024 --examples 256 --device cuda --dtype bf16
     echo "== $1: sample"
-    "$braid" generate --model "$2" --prompt "$prompt" --max-tokens 200 --temperature 0.8 --seed 1 --device cuda --dtype bf16
+    "$braid" generate --model "$2" --prompt "$prompt" --max-tokens 200 --temperature 0.8 --seed 1 --device cuda --dtype bf16 | LC_ALL=C cat -v
     echo
   }
   rm -rf "$folder/run"
