@@ -97,7 +97,7 @@ template <class T>
 bool keys_repeat(const Chunk<T>& c) {
   T sum = 0;
   for (int64_t i = 1; i < c.tokens; ++i) sum += array(c.M + i * kChunk, i).square().sum();
-  return sum > T(0.125) * T(c.tokens) * T(c.tokens - 1) / 2;
+  return sum > T(0.25) * T(c.tokens) * T(c.tokens - 1) / 2;
 }
 
 /// A. Where keys repeat U hardly forgets: it adds up what each M_ij is wrong by, so that in float32 M and A are made in float64.
