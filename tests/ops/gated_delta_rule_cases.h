@@ -161,8 +161,7 @@ inline std::vector<OpCase<GatedDeltaRule>> kernel_cases() {
   };
 }
 
-/// One key, whose every token replaces what the one before it wrote (beta 1), or reflects it (2): nothing is forgotten but what cancels.
-/// Without a state nor a decay per channel, d_log_decay of the former is a sum that is zero: it has no case.
+/// One key, whose every token replaces what the one before it wrote (beta 1; d_log_decay per head without a state is then zero) or reflects it (2).
 inline std::vector<OpCase<GatedDeltaRule>> identical_keys_cases() {
   using enum Decay;
   const std::vector<int64_t> two = {150, 20}, four = {0, 1, 130, 65};
@@ -171,6 +170,8 @@ inline std::vector<OpCase<GatedDeltaRule>> identical_keys_cases() {
     const auto add = [&](const std::string& name, Spec x) {
       x.beta_low = x.beta_high = beta;
       all.push_back(identical_keys_case(name + "_identical_keys_beta_" + (beta == 2 ? "two" : "one"), x));
+      // What a reflection is wrong by in f32 is not forgotten either: 5e-6 to 1.8e-5 here, by the order of a processor's sums.
+      if (beta == 2 && (x.decay == none || !x.state)) all.back().f32_tolerance = 3e-5;
     };
     add("chunks", {.lengths = two, .H = 1, .HV = 1, .K = 64, .V = 64, .low = -0.1});
     if (beta == 2) add("chunks_no_state", {.lengths = two, .H = 1, .HV = 1, .K = 128, .V = 64, .low = -0.05, .state = false});

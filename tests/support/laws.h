@@ -142,7 +142,7 @@ template <class Op>
 bool register_laws(const std::string& suite, const std::vector<OpCase<Op>>& cases, const InputKinds& kinds = {}) {
   for (const OpCase<Op>& c : cases) {
     if (c.gradcheck) register_law(suite, c.name + "_gradcheck", [c] { law_gradcheck(c); });
-    register_law(suite, c.name + "_f32", [c, kinds] { law_precision(c, kinds, DType::f32, 1e-5); });  // of outputs and gradients, against f64
+    register_law(suite, c.name + "_f32", [c, kinds] { law_precision(c, kinds, DType::f32, c.f32_tolerance); });
     register_law(suite, c.name + "_bf16", [c, kinds] { law_precision(c, kinds, DType::bf16, 1e-2); });
     register_law(suite, c.name + "_poison", [c] { law_poison(c); });
     register_law(suite, c.name + "_determinism", [c, kinds] { law_determinism(c, kinds); });

@@ -13,8 +13,9 @@ struct OpCase {
   std::string name;  // letters, digits and _ only
   std::function<typename Op::Inputs(Context&, Random&)> inputs;
   typename Op::Attrs attrs = {};
-  bool any_shape = false;  // the operator takes any shape, a single number too: the law of refusals asks for no other
-  bool gradcheck = true;   // off for long cases: each element costs two forward passes
+  bool any_shape = false;       // the operator takes any shape, a single number too: the law of refusals asks for no other
+  double f32_tolerance = 1e-5;  // on outputs and gradients, against f64
+  bool gradcheck = true;        // off for long cases: each element costs two forward passes
 };
 
 /// What an operator's inputs are, by name.
