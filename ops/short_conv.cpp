@@ -116,12 +116,12 @@ void silu(ArrayMap<T> row) {
   row /= T(1) + (-row).exp();
 }
 
-/// d_z from d_o, which is there, of one token with z.
+/// d_z from d_o, which is there, of one token with z; `work` is scratch like it.
 template <class T>
-void pointwise_gradient(const ShortConv::Attrs& attrs, const Row<T>& z, ArrayMap<T> d) {
+void pointwise_gradient(const ShortConv::Attrs& attrs, const Row<T>& z, Row<T>& work, ArrayMap<T> d) {
   const int64_t head = attrs.norm_dim;
-  Row<T> work = z;
   if (head > 0) {
+    work = z;
     if (attrs.activation == ConvActivation::silu) silu<T>(array(work.data(), work.size()));
     for (int64_t at = 0; at < work.size(); at += head) {
       T* n = work.data() + at;
@@ -141,12 +141,12 @@ void activation_gradient(Context& ctx, const Window<T>& whole, const ShortConv::
   Matrix<T> d_taps = Matrix<T>::Zero(W, D);
   sum_over_rows<T>(ctx, N, tokens_per_range(N, D), d_weight ? W * D : 0, d_taps.data(), [&](int64_t begin, int64_t end, T* partial) {
     Window<T> window = whole;
-    Row<T> z(D);
+    Row<T> z(D), work(D);
     window.each_token(begin, end, [&](int64_t n, int64_t t, int64_t) {
       if (d_z != d_o) {
         window.convolve(n, t, array(z.data(), D));
         array(d_z + n * D, D) = array(d_o + n * D, D);
-        pointwise_gradient<T>(attrs, z, array(d_z + n * D, D));
+        pointwise_gradient<T>(attrs, z, work, array(d_z + n * D, D));
       }
       if (!d_weight) return;
       for (int64_t w = 0; w < W; ++w) array(partial + w * D, D) += array(d_z + n * D, D) * window.input(n, t, w);

@@ -4,20 +4,11 @@
 #include <gtest/gtest.h>
 
 #include "ops/linear.h"
+#include "tests/support/error_of.h"
 #include "tests/support/random_tensors.h"
 
 namespace braid::testing {
 namespace {
-
-template <class Body>
-std::string error_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 std::vector<std::string> owners;
 

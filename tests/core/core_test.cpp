@@ -8,18 +8,12 @@
 #include "core/communicator.h"
 #include "core/owner.h"
 #include "core/sequences.h"
+#include "tests/support/error_of.h"
 
 namespace braid {
 namespace {
 
-std::string error_of(FunctionRef<void()> body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using testing::error_of;
 
 TEST(DType, Bf16RoundsToNearestEven) {
   EXPECT_EQ(bf16(1.0f).bits, 0x3f80);

@@ -10,9 +10,12 @@
 #include <thread>
 
 #include "core/communicator_mpi.h"
+#include "tests/support/error_of.h"
 
 namespace braid {
 namespace {
+
+using testing::error_of;
 
 int num_wrong = 0;
 
@@ -105,31 +108,21 @@ void point_to_point(Context& ctx, Communicator& ranks) {
   }
 }
 
-template <class Body>
-std::string refusal(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 void mistakes(Context& ctx, Communicator& ranks) {
   const Tensor two = Tensor::zeros(ctx, {2, 2}, DType::f32), odd = Tensor::zeros(ctx, {3}, DType::f32);
   const auto expect_refusal = [](const std::string& message, const std::string& part) {
     expect(message.find(part) != std::string::npos, "'" + part + "' in: " + message);
   };
-  expect_refusal(refusal([&] { ranks.all_reduce(ctx, two.slice(1, 0, 1), Reduction::sum); }), "inout must be a contiguous tensor of the CPU");
-  expect_refusal(refusal([&] { ranks.all_reduce(ctx, {}, Reduction::sum); }), "got nothing");
-  expect_refusal(refusal([&] { ranks.all_reduce(ctx, Tensor::zeros(ctx, {2}, DType::u8), Reduction::sum); }), "dtype must be");
-  expect_refusal(refusal([&] { ranks.reduce_scatter(ctx, two, odd); }), "reduce_scatter: out must hold 1/");
-  expect_refusal(refusal([&] { ranks.all_gather(ctx, two, odd); }), "all_gather: out must hold");
-  expect_refusal(refusal([&] { ranks.broadcast(ctx, two, ranks.size()); }), "root must be a rank below");
-  expect_refusal(refusal([&] { ranks.send(ctx, two, ranks.rank()); }), "send: the other rank must be");
-  expect_refusal(refusal([&] { ranks.receive(ctx, two, -1); }), "receive: the other rank must be");
-  expect_refusal(refusal([&] { ranks.end_group(); }), "no group is open");
-  expect_refusal(refusal([&] { make_mpi_communicator(); }), "one communicator per process");
+  expect_refusal(error_of([&] { ranks.all_reduce(ctx, two.slice(1, 0, 1), Reduction::sum); }), "inout must be a contiguous tensor of the CPU");
+  expect_refusal(error_of([&] { ranks.all_reduce(ctx, {}, Reduction::sum); }), "got nothing");
+  expect_refusal(error_of([&] { ranks.all_reduce(ctx, Tensor::zeros(ctx, {2}, DType::u8), Reduction::sum); }), "dtype must be");
+  expect_refusal(error_of([&] { ranks.reduce_scatter(ctx, two, odd); }), "reduce_scatter: out must hold 1/");
+  expect_refusal(error_of([&] { ranks.all_gather(ctx, two, odd); }), "all_gather: out must hold");
+  expect_refusal(error_of([&] { ranks.broadcast(ctx, two, ranks.size()); }), "root must be a rank below");
+  expect_refusal(error_of([&] { ranks.send(ctx, two, ranks.rank()); }), "send: the other rank must be");
+  expect_refusal(error_of([&] { ranks.receive(ctx, two, -1); }), "receive: the other rank must be");
+  expect_refusal(error_of([&] { ranks.end_group(); }), "no group is open");
+  expect_refusal(error_of([&] { make_mpi_communicator(); }), "one communicator per process");
   ranks.barrier();  // none of these reached another rank
 }
 

@@ -6,6 +6,7 @@
 #include "core/transfers.h"
 #include "cuda/runtime/memory.h"
 #include "ops/linear.h"
+#include "tests/support/error_of.h"
 #include "tests/support/random_tensors.h"
 
 namespace braid::testing {
@@ -56,16 +57,6 @@ TEST_F(CudaRuntime, CountsMemoryAndSaysWhenItIsOut) {
     EXPECT_NE(std::string(error.what()).find("activations and scratch "), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("cuda:0: out of memory: somebody asked for 17592186044416 bytes"), std::string::npos) << error.what();
   }
-}
-
-template <class Body>
-std::string error_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 int64_t held_by(const std::string& owner) {

@@ -8,6 +8,7 @@
 #include "ops/embedding.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/rms_norm.h"
+#include "tests/support/error_of.h"
 #include "train/score.h"
 
 namespace braid::testing {
@@ -70,17 +71,6 @@ inline std::vector<std::vector<int64_t>> numbered_documents(const std::vector<in
     for (int64_t i = 0; i < length; ++i, ++next) document.push_back(vocab_size ? next % vocab_size : next);
   }
   return documents;
-}
-
-/// The message of the Error that `body` throws; empty when it throws none.
-template <class Body>
-std::string error_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace braid::testing
